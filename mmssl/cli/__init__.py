@@ -1,0 +1,59 @@
+"""The command line. One file for each verb; what a verb needs is imported when it runs."""
+
+import sys
+
+import typer
+
+from mmssl import __version__
+from mmssl.cli.describe import describe
+from mmssl.cli.ls import ls
+from mmssl.cli.plugins import plugins
+from mmssl.cli.run import run
+from mmssl.cli.schema import schema
+from mmssl.errors import UserError
+
+app = typer.Typer(
+    name="mmssl",
+    help="Self-supervised learning from video, sound and text, assembled by YAML recipes.",
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for verb in (run, ls, describe, plugins, schema):
+    app.command()(verb)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit(0)
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", callback=_version, is_eager=True
+    ),
+) -> None:
+    """Options that come before the verb."""
+
+
+def main() -> None:
+    """Run the command line: a user's mistake is one line on stderr and exit code 2."""
+    try:
+        result = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except UserError as error:
+        _fail(str(error), 2)
+    except typer.TyperException as error:
+        _fail(f"{error.format_message()} (see: mmssl --help)", 2)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe has gone: nobody is left to tell
+        sys.exit(1)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"mmssl: {message}", file=sys.stderr)
+    sys.exit(code)

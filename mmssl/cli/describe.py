@@ -1,0 +1,41 @@
+"""``mmssl describe``: what a component is and which parameters it takes."""
+
+import inspect
+import textwrap
+from typing import Annotated
+
+import typer
+
+
+def describe(
+    kind: Annotated[str, typer.Argument(help="modality, dataset, backbone, objective, ...")],
+    name: Annotated[str, typer.Argument(help="The component's name, as in `mmssl ls`.")],
+) -> None:
+    """Show a component's documentation, parameters, types and defaults.
+
+    Examples:
+      mmssl describe objective xdc
+      mmssl describe backbone r2plus1d_18
+    """
+    from mmssl.recipe.signature import parameters
+    from mmssl.registry import SINGULAR, discover, which_kind
+
+    component = discover().resolve(which_kind(kind), name)
+    target = component.load()
+    print(f"{SINGULAR[component.kind]} {component.name}, from {component.owner}\n")
+    prose, _, _ = (inspect.getdoc(target) or "").partition("\nArgs:")
+    print(prose.strip() + "\n")
+    found = parameters(target)
+    print("parameters:" if found else "It takes no parameters.")
+    for parameter in found:
+        default = "required" if parameter.required else f"default {_yaml(parameter.default)}"
+        print(f"  {parameter.name}: {parameter.expects}; {default}")
+        if parameter.description:
+            print(textwrap.indent(textwrap.fill(parameter.description, 88), "      "))
+
+
+def _yaml(value: object) -> str:
+    """A default as a recipe would write it."""
+    import json
+
+    return json.dumps(value, default=str)

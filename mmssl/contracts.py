@@ -1,0 +1,502 @@
+"""What a plugin subclasses or returns.
+
+The way of the data, one direction and no detours::
+
+    Dataset.sample(i) -> Sample --Modality.read (loader worker)--> raw tensor
+        --collate--> Batch --Modality.prepare (device, whole batch)--> Batch
+        --Backbone--> Features --Objective.loss--> Losses
+
+Shapes: ``B`` samples, ``C`` channels, ``T`` frames, ``H`` and ``W`` pixels, ``F`` mel filters,
+``N`` tokens, ``D`` dimensions.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from mmssl.data.draws import Draws
+    from mmssl.data.media import Media
+    from mmssl.recipe import Recipe
+    from mmssl.training.encoders import Encoders
+    from mmssl.training.progress import Progress
+
+Split = Literal["train", "validation"]
+
+#: The label of what has none: a sample without class, or one that could not be read.
+IGNORE = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row of a dataset. It holds no tensors and reads nothing.
+
+    Attributes:
+        id: unique in its dataset and stable between runs; names the sample in messages.
+        media: path of the file that holds its media, or None for a modality read from `fields`.
+        start: where the sample begins in the file, in seconds.
+        end: where it ends, in seconds; None for the end of the file.
+        label: index into `Dataset.classes`, or None. Pretraining without labels only measures
+            with it.
+        fields: any further columns of the row; a new modality reads its own.
+        root: folder that relative paths in `fields` are relative to.
+    """
+
+    id: str
+    media: str | None
+    start: float = 0.0
+    end: float | None = None
+    label: int | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+    root: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The span of time that one clip covers, the same for all its modalities.
+
+    Attributes:
+        start: seconds from the beginning of the file.
+        seconds: length, the longest that any of the recipe's modalities needs.
+    """
+
+    start: float
+    seconds: float
+
+    def centred(self, seconds: float) -> "Window":
+        """The window of another length around the same middle."""
+        return Window(self.start + (self.seconds - seconds) / 2, seconds)
+
+
+@dataclass
+class Batch:
+    """Clips of B samples.
+
+    Attributes:
+        index: ``[B]`` int64 on the CPU, the samples' rows in their dataset.
+        seeds: ``[B]`` int64, from which every augmentation of a sample is drawn.
+        clips: by modality, ``[B, ...]``; rows of absent modalities are zeros.
+        present: by modality, ``[B]`` bool on the CPU: does the sample have the modality?
+        labels: ``[B]`` int64, the dataset's labels, `IGNORE` where there is none.
+        split: which dataset the samples come from.
+    """
+
+    index: Tensor
+    seeds: Tensor
+    clips: dict[str, Tensor]
+    present: dict[str, Tensor]
+    labels: Tensor
+    split: Split = "train"
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def chunk(self, parts: int) -> "list[Batch]":
+        """Consecutive parts of equal size; ``parts`` must divide the batch's length."""
+        size = len(self) // parts
+        if size * parts != len(self):
+            raise ValueError(f"{parts} parts of a batch of {len(self)} are not equal")
+        return [
+            replace(
+                self,
+                index=self.index[rows],
+                seeds=self.seeds[rows],
+                clips={name: clip[rows] for name, clip in self.clips.items()},
+                present={name: mask[rows] for name, mask in self.present.items()},
+                labels=self.labels[rows],
+            )
+            for rows in (slice(i * size, (i + 1) * size) for i in range(parts))
+        ]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with clips, seeds and labels on another device.
+
+        `index` and `present` stay on the CPU: they steer the host, and reading them back would
+        make it wait for the device. Copies from pinned memory do not block.
+        """
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            seeds=move(self.seeds),
+            clips={name: move(clip) for name, clip in self.clips.items()},
+            labels=move(self.labels),
+        )
+
+
+@dataclass
+class Features:
+    """What a backbone makes of one modality.
+
+    Attributes:
+        pooled: ``[B, D]``, one vector a clip.
+        tokens: ``[B, N, D]`` where the backbone has them.
+    """
+
+    pooled: Tensor
+    tokens: Tensor | None = None
+
+
+@dataclass
+class Losses:
+    """What an objective makes of a batch.
+
+    Attributes:
+        total: scalar, what is minimised.
+        parts: detached scalars by name, for the log.
+        counts: how many samples a part is the mean of, where it is not the whole batch.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Modality(ABC):
+    """A kind of signal: how it is read in a loader worker and prepared on the device.
+
+    Attributes:
+        kind: what backbones know it as; a thermal camera whose clips look like video to a
+            network has the kind ``"video"``.
+        seconds: the length of media that one clip needs; 0 where any window will do.
+        shape: what `prepare` returns for one sample, without the batch dimension.
+        dtype: of what `prepare` returns; integers for tokens.
+    """
+
+    kind: str
+    seconds: float = 0.0
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    @abstractmethod
+    def read(self, media: "Media", window: Window, rng: np.random.Generator | None) -> Tensor:
+        """Read one clip, in a loader worker.
+
+        Args:
+            media: the sample and its open file, shared with the sample's other modalities.
+            window: the span to read. A file that is shorter gives a defined result.
+            rng: for what must be chosen while reading, a function of seed and position alone;
+                None in evaluation, where the choice is the central one.
+
+        Returns:
+            The smallest faithful tensor (uint8 frames, PCM), of the same shape for every sample.
+
+        Raises:
+            MissingModality: the sample lacks this modality.
+            BadMedia: the file is damaged; the sample is skipped with this reason.
+        """
+
+    @abstractmethod
+    def empty(self) -> Tensor:
+        """What stands in a batch for a sample that lacks the modality: zeros shaped as `read`'s."""
+
+    @abstractmethod
+    def prepare(self, batch: Tensor, draws: "Draws | None") -> Tensor:
+        """Augment and normalise a whole batch on the training device.
+
+        Args:
+            batch: ``[B, *read's shape]``.
+            draws: random numbers, row by row a function of the sample's seed alone; None in
+                evaluation, where nothing is random.
+
+        Returns:
+            ``[B, *self.shape]`` of `dtype`.
+        """
+
+
+class Dataset(ABC):
+    """Where samples come from. Cheap: reading media is the loader's work.
+
+    Attributes:
+        classes: names of the classes that labels index; empty for unlabelled data.
+    """
+
+    classes: Sequence[str] = ()
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of samples."""
+
+    @abstractmethod
+    def sample(self, index: int) -> Sample:
+        """The sample at ``0 <= index < len(self)``."""
+
+    def materialise(self, progress: "Progress") -> None:  # noqa: B027 - most have nothing to make
+        """Write what is missing, before the data are first read; must be safe to kill.
+
+        Args:
+            progress: who watches, for what takes longer than two seconds.
+        """
+
+    def digest(self) -> str:
+        """Tells whether rows mean what they meant before: pseudo-labels are kept by row.
+
+        By default of the number of samples and of the ids of 4096 rows spread over all.
+        """
+        size = len(self)
+        rows = {size * i // 4096 for i in range(4096)} if size else set()
+        text = "\n".join([str(size), *(self.sample(row).id for row in sorted(rows))])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def labels(self) -> np.ndarray:
+        """``[len(self)]`` int32, `IGNORE` where a sample has none. Used for measuring only."""
+        labels = (self.sample(i).label for i in range(len(self)))
+        return np.fromiter((IGNORE if x is None else x for x in labels), np.int32, len(self))
+
+
+class Backbone(nn.Module):
+    """A network from the tensors of one or several modalities to features.
+
+    A subclass either overrides ``forward(clip: Tensor) -> Features`` for one modality, or, for
+    a recipe key such as ``video+audio``, ``forward(clips: dict[str, Tensor], present:
+    dict[str, Tensor]) -> dict[str, Features]`` and sets ``joint = True``.
+
+    Attributes:
+        modalities: the kinds that it serves (`Modality.kind`), or ``"any"``.
+        dim: D of its features.
+        joint: takes several modalities at once: ``forward(clips, present)``. An attribute of the
+            class: recipes are checked by it before anything is built.
+    """
+
+    modalities: frozenset[str] | Literal["any"]
+    dim: int
+    joint: bool = False
+
+
+class FeatureBatch(Protocol):
+    """Features of some samples, as a `Round` streams them.
+
+    Attributes:
+        index: ``[b]`` int64, ascending positions in the dataset.
+        pooled: by modality, ``[b, D]`` float32 on the training device.
+        present: by modality, ``[b]`` bool on the CPU; false also where reading failed.
+    """
+
+    index: np.ndarray
+    pooled: dict[str, Tensor]
+    present: dict[str, np.ndarray]
+
+
+class Round(Protocol):
+    """What the training loop lends an objective between rounds.
+
+    Attributes:
+        number: 1 for the first round.
+        total: the number of rounds.
+        resumed: true when the round had begun before this process: nothing may be computed
+            anew then, only loaded from `folder`.
+        folder: where the round's files belong; they survive a kill, so write each atomically.
+        previous: the folder of the round before, or None in round 1.
+        seed: a function of the recipe's seed and the round's number.
+        device: where features are.
+        sizes: the number of samples by split; ``"validation"`` only where there is one.
+    """
+
+    number: int
+    total: int
+    resumed: bool
+    device: torch.device
+
+    @property
+    def folder(self) -> Path: ...  # noqa: D102 - described above
+
+    @property
+    def previous(self) -> Path | None: ...  # noqa: D102
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+
+    @property
+    def sizes(self) -> Mapping[Split, int]: ...  # noqa: D102
+
+    def features(
+        self,
+        *,
+        split: Split = "train",
+        indices: np.ndarray | range | None = None,
+        title: str = "features",
+    ) -> Iterator[FeatureBatch]:
+        """Stream features of central clips, encoders in eval mode, without gradients.
+
+        Args:
+            split: the dataset.
+            indices: ascending rows to visit; None for all.
+            title: what the progress bar calls this pass.
+        """
+
+    def truth(self, split: Split = "train") -> np.ndarray | None:
+        """The dataset's labels, ``[N]`` int32, or None if it has none. For measuring only."""
+
+    def say(self, text: str) -> None:
+        """Show a line to whoever watches."""
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Put figures of this round into the log, the trackers and the terminal's table."""
+
+
+class Objective(nn.Module):
+    """A self-supervised task: heads, loss, and what happens between rounds.
+
+    It sees features by modality and works for any modalities whose backbones fit.
+
+    Attributes:
+        rounds: how often `begin_round` is called; 1 unless the objective relabels.
+    """
+
+    rounds: int = 1
+
+    def build(self, encoders: "Encoders") -> None:
+        """Create the modules that need the features' sizes.
+
+        Args:
+            encoders: ``encoders.dims`` is D by modality, in the recipe's order. An objective
+                that sends further inputs through a backbone keeps a reference that torch does
+                not see as its own module, such as a tuple.
+
+        Raises:
+            UserError: the modalities do not fit the objective.
+        """
+
+    def begin_round(self, round: Round) -> Iterable[nn.Parameter]:
+        """Relabel and reset; called before a round's first step and when one is resumed.
+
+        Returns:
+            The parameters that begin anew, whose momentum is to be forgotten.
+        """
+        return ()
+
+    def balanced_over(self) -> Sequence[np.ndarray]:
+        """Labelings (``[N]`` int32, `IGNORE` for none) over whose classes training is balanced.
+
+        Empty for plain shuffling. With several, batch positions take turns.
+        """
+        return ()
+
+    def loss(self, batch: Batch, features: dict[str, Features]) -> Losses:
+        """The loss of one batch, averaged over what is valid in it; finite for any presence."""
+        raise NotImplementedError(f"{type(self).__name__} defines no loss")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of an evaluation: strings and numbers, row by row."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass
+class Evaluation:
+    """What an evaluator found.
+
+    Attributes:
+        metrics: figures by name, fractions between 0 and 1 unless the name says otherwise.
+        tables: shown in the terminal and written as JSON.
+        figures: matplotlib figures by file name without ending; written as PNG.
+    """
+
+    metrics: dict[str, float]
+    tables: list[Table] = field(default_factory=list)
+    figures: dict[str, "Figure"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """Features of the readable samples of a dataset, as `EvaluationContext.features` gives them.
+
+    Attributes:
+        index: ``[n]`` int64, ascending.
+        pooled: ``[n, D]`` float32 on the CPU, averaged over views.
+        labels: ``[n]`` int64.
+    """
+
+    index: np.ndarray
+    pooled: np.ndarray
+    labels: np.ndarray
+
+
+class EvaluationContext(Protocol):
+    """What a stage lends an evaluator.
+
+    Attributes:
+        modalities: the recipe's modalities, in its order.
+        run_folder: the run, for what pretraining left (``clusters/round-NN/...``).
+        pretraining_data: the dataset of pretraining, for measuring what was found in it.
+        seed: the recipe's seed.
+        device: where encoders run.
+    """
+
+    run_folder: Path
+    pretraining_data: Dataset
+    device: torch.device
+
+    @property
+    def modalities(self) -> Sequence[str]: ...  # noqa: D102 - described above
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+
+    def features(
+        self,
+        dataset: Dataset,
+        *,
+        weights: Literal["pretrained", "initial"] = "pretrained",
+        views: int = 1,
+    ) -> dict[str, LabelledFeatures]:
+        """Features by modality of a labelled dataset's clips.
+
+        Args:
+            dataset: samples without label are left out.
+            weights: ``"initial"``: the same encoders before any training.
+            views: clips per sample, uniformly placed; their features are averaged.
+        """
+
+
+class Evaluator(ABC):
+    """Measures a pretrained encoder on a labelled dataset."""
+
+    @abstractmethod
+    def evaluate(self, context: EvaluationContext) -> Evaluation:
+        """Measure; deterministic given the encoders and the seed."""
+
+
+class Tracker(ABC):
+    """Where metrics go beside ``log.jsonl``."""
+
+    @abstractmethod
+    def open(self, folder: Path, step: int) -> None:
+        """Begin, or go on after ``step`` global steps: what was tracked later is to be dropped."""
+
+    @abstractmethod
+    def track(self, record: Mapping[str, Any]) -> None:
+        """One record of the log: ``kind`` ("step", "validation", "round"), ``step``, figures."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """The run ends or is interrupted."""
+
+
+class Launcher(ABC):
+    """A way to run a recipe's stages: in this process, as local processes, on a cluster."""
+
+    @abstractmethod
+    def launch(self, recipe: "Recipe", stages: list[str], progress: "Progress") -> None:
+        """Run ``stages``, which stand in an order that satisfies what each needs.
+
+        Args:
+            recipe: the run's.
+            stages: "pretrain" and names of evaluations; finished ones are left out.
+            progress: who watches.
+        """

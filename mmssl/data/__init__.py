@@ -1,0 +1,1 @@
+"""Samples, reading media, sampling, loading."""

@@ -1,0 +1,321 @@
+"""From rows to batches: loader processes read clips, the main process receives batches.
+
+Training (`training_batches`) walks positions; a row that cannot be read is replaced by another
+one, a function of the position, and reported. Measuring (`ordered_batches`) walks rows in order;
+a row that cannot be read stays in its place, absent in every modality, and is reported.
+"""
+
+import signal
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mmssl.contracts import IGNORE, Batch, Dataset, Modality, Sample, Split, Window
+from mmssl.data.draws import derive_seed
+from mmssl.data.media import Media
+from mmssl.data.sampling import Sampler
+from mmssl.errors import BadMedia, MissingModality, UserError
+
+# So many rows in a row unreadable: the data are not at fault but the path to them.
+_ATTEMPTS = 20
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A row that could not be read."""
+
+    row: int
+    id: str
+    reason: str
+
+
+@dataclass
+class Loaded:
+    """A batch as it comes from a loader process, with what could not be read for it.
+
+    ``exhausted``: so many samples in a row were unreadable that the batch is not whole. An
+    exception in a loader process would reach the main one with a traceback in its message.
+    """
+
+    batch: Batch
+    unreadable: list[Unreadable]
+    exhausted: bool = False
+
+    def pin_memory(self) -> "Loaded":
+        """Called by torch's loader: page-locked memory, from which copies do not block."""
+        batch = self.batch
+        pinned = replace(
+            batch,
+            seeds=batch.seeds.pin_memory(),
+            clips={name: clip.pin_memory() for name, clip in batch.clips.items()},
+            labels=batch.labels.pin_memory(),
+        )
+        return Loaded(pinned, self.unreadable, self.exhausted)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One sample, read: raw tensors by modality, and which of them are real."""
+
+    row: int
+    seed: int
+    label: int
+    tensors: dict[str, Tensor]
+    present: dict[str, bool]
+
+
+def training_window(start: float, end: float, seconds: float, rng: np.random.Generator) -> Window:
+    """A window uniformly placed in ``[start, end]``, or around it where it does not fit inside.
+
+    A window that is longer covers all of ``[start, end]`` and may begin before it: what
+    modalities read of it is near its middle, and that differs from draw to draw.
+    """
+    return _window(start, end, seconds, rng.random())
+
+
+def evaluation_window(start: float, end: float, seconds: float, view: int, views: int) -> Window:
+    """The ``view``-th of ``views`` windows uniformly placed in ``[start, end]``; one is central.
+
+    The first begins at the start and the last ends at the end, as in the papers' tests on ten
+    clips a video. Where a window does not fit inside, they are placed around it instead, the
+    central one alike on both sides.
+    """
+    return _window(start, end, seconds, 0.5 if views == 1 else view / (views - 1))
+
+
+def _window(start: float, end: float, seconds: float, share: float) -> Window:
+    """From the earliest (``share`` 0) to the latest (1) that lies inside, or covers all."""
+    first, last = sorted((start, end - seconds))
+    return Window(first + share * (last - first), seconds)
+
+
+class ClipReader:
+    """Reads clips of a dataset; a copy of it lives in every loader process.
+
+    Args:
+        dataset: where samples come from.
+        modalities: what is read of each, in the recipe's order.
+        seed: the recipe's seed.
+        sampler: which row stands at a position, for training; None to read rows in order.
+        views: with ``sampler=None``, clips per row: item ``row * views + view``.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        modalities: Mapping[str, Modality],
+        *,
+        seed: int,
+        sampler: Sampler | None = None,
+        views: int = 1,
+    ) -> None:
+        self.dataset = dataset
+        self.modalities = dict(modalities)
+        self.seed = seed
+        self.sampler = sampler
+        self.views = views
+        self.seconds = max(modality.seconds for modality in modalities.values())
+
+    def __getitem__(self, item: int) -> tuple[Clip, list[Unreadable]]:
+        if self.sampler is None:
+            return self._at_row(item)
+        return self._at_position(item, self.sampler)
+
+    def _at_position(self, position: int, sampler: Sampler) -> tuple[Clip, list[Unreadable]]:
+        failures: list[Unreadable] = []
+        for attempt in range(_ATTEMPTS):
+            row = int(sampler.rows(np.array([position]), attempt)[0])
+            sample = self.dataset.sample(row)
+            try:
+                return self._read(row, sample, position, attempt), failures
+            except BadMedia as error:
+                failures.append(Unreadable(row, sample.id, str(error)))
+        return self._empty(row, sample), failures
+
+    def _read(self, row: int, sample: Sample, position: int, attempt: int) -> Clip:
+        def rng(stream: str) -> np.random.Generator:
+            return np.random.default_rng(derive_seed(self.seed, position, attempt, stream))
+
+        with Media(sample) as media:
+            window = training_window(media.start, media.end, self.seconds, rng("window"))
+            tensors, present = self._modalities(media, window, rng)
+        seed = derive_seed(self.seed, "augment", position)
+        return Clip(row, seed, _label(sample), tensors, present)
+
+    def _at_row(self, item: int) -> tuple[Clip, list[Unreadable]]:
+        row, view = divmod(item, self.views)
+        sample = self.dataset.sample(row)
+        try:
+            with Media(sample) as media:
+                window = evaluation_window(media.start, media.end, self.seconds, view, self.views)
+                tensors, present = self._modalities(media, window, lambda _: None)
+        except BadMedia as error:
+            return self._empty(row, sample), [Unreadable(row, sample.id, str(error))]
+        return Clip(row, 0, _label(sample), tensors, present), []
+
+    def _empty(self, row: int, sample: Sample) -> Clip:
+        empty = {name: modality.empty() for name, modality in self.modalities.items()}
+        return Clip(row, 0, _label(sample), empty, dict.fromkeys(empty, False))
+
+    def _modalities(
+        self,
+        media: Media,
+        window: Window,
+        rng: Callable[[str], np.random.Generator | None],
+    ) -> tuple[dict[str, Tensor], dict[str, bool]]:
+        tensors, present = {}, {}
+        for name, modality in self.modalities.items():
+            try:
+                tensors[name] = modality.read(media, window, rng(name))
+                present[name] = True
+            except MissingModality:
+                tensors[name] = modality.empty()
+                present[name] = False
+        if not any(present.values()):
+            raise BadMedia(f"has none of the modalities {', '.join(present)}")
+        return tensors, present
+
+
+def _label(sample: Sample) -> int:
+    return IGNORE if sample.label is None else sample.label
+
+
+def collate(items: Sequence[tuple[Clip, list[Unreadable]]], split: Split) -> Loaded:
+    """Stack clips into a batch, in a loader process."""
+    clips = [clip for clip, _ in items]
+    names = list(clips[0].tensors)
+    batch = Batch(
+        index=torch.tensor([clip.row for clip in clips]),
+        seeds=torch.tensor([clip.seed for clip in clips]),
+        clips={name: torch.stack([clip.tensors[name] for clip in clips]) for name in names},
+        present={name: torch.tensor([clip.present[name] for clip in clips]) for name in names},
+        labels=torch.tensor([clip.label for clip in clips]),
+        split=split,
+    )
+    return Loaded(
+        batch,
+        unreadable=[failure for _, failures in items for failure in failures],
+        exhausted=any(len(failures) == _ATTEMPTS for _, failures in items),
+    )
+
+
+def _begin_worker(_: int) -> None:
+    """Leave signals to the main process, which decides whether to save and stop.
+
+    A cluster sends SIGTERM to every process of a job; a worker that died of it would take down
+    the main process before it could save. So the first one is let pass, and a second one, by
+    which the main process ends what is left at its exit, is not.
+    """
+    for ignored in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(ignored, signal.SIG_IGN)
+
+    def pass_once(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, pass_once)
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """How batches are loaded; no setting changes what is in them.
+
+    Attributes:
+        workers: loader processes; 0 reads in this process.
+        prefetch: batches that each process keeps ready.
+        pin: use page-locked memory, for copies to a GPU.
+    """
+
+    workers: int = 0
+    prefetch: int = 4
+    pin: bool = False
+
+
+def _load(
+    reader: ClipReader, batches: Sequence[list[int]], split: Split, settings: LoaderSettings
+) -> Generator[Loaded]:
+    workers = min(settings.workers, len(batches))
+    extra: dict[str, Any] = {}
+    if workers:
+        extra = {"prefetch_factor": settings.prefetch, "worker_init_fn": _begin_worker}
+    loader: DataLoader[Loaded] = DataLoader(
+        reader,  # type: ignore[arg-type]  # any object with __getitem__ serves
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_Collate(split),
+        pin_memory=settings.pin,
+        **extra,
+    )
+    for loaded in loader:
+        if loaded.exhausted:
+            last = loaded.unreadable[-1]
+            raise UserError(
+                f"{_ATTEMPTS} samples in a row could not be read; the last was {last.id}: "
+                f"{last.reason}"
+            )
+        yield loaded
+
+
+@dataclass(frozen=True)
+class _Collate:
+    split: Split
+
+    def __call__(self, items: Sequence[tuple[Clip, list[Unreadable]]]) -> Loaded:
+        return collate(items, self.split)
+
+
+class _Ranges(Sequence[list[int]]):
+    """Consecutive ranges of one length, made when asked for: a round may have 10^8 positions."""
+
+    def __init__(self, start: int, length: int, count: int) -> None:
+        self._start, self._length, self._count = start, length, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        first = self._start + index * self._length
+        return list(range(first, first + self._length))
+
+
+def training_batches(
+    reader: ClipReader, *, start: int, batch_size: int, count: int, settings: LoaderSettings
+) -> Generator[Loaded]:
+    """``count`` batches of consecutive positions from ``start``; closing ends the processes."""
+    return _load(reader, _Ranges(start, batch_size, count), "train", settings)
+
+
+def ordered_batches(
+    reader: ClipReader,
+    rows: np.ndarray | range,
+    *,
+    batch_size: int,
+    split: Split,
+    settings: LoaderSettings,
+) -> Generator[Loaded]:
+    """Batches of ``batch_size`` items: all views of each row, row after row."""
+    return _load(reader, _Slices(rows, reader.views, batch_size), split, settings)
+
+
+class _Slices(Sequence[list[int]]):
+    """Batches of items, ``row * views + view``, made when asked for."""
+
+    def __init__(self, rows: np.ndarray | range, views: int, length: int) -> None:
+        self._rows, self._views, self._length = rows, views, length
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) * self._views // self._length)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        last = min((index + 1) * self._length, len(self._rows) * self._views)
+        places = (divmod(item, self._views) for item in range(index * self._length, last))
+        return [int(self._rows[row]) * self._views + view for row, view in places]

@@ -1,0 +1,131 @@
+"""A sample together with its file, opened at most once for all its modalities."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from types import TracebackType
+
+import av
+from av.container import InputContainer
+
+from mmssl.contracts import Sample
+from mmssl.errors import BadMedia, MissingModality
+
+
+@contextmanager
+def damage_is_bad_media() -> Iterator[None]:
+    """Turn what PyAV raises for a damaged file into `BadMedia`.
+
+    Put it around calls of PyAV alone: in other code a `ValueError` is a defect.
+    """
+    try:
+        yield
+    except (av.FFmpegError, OSError, EOFError, ValueError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise BadMedia(reason) from error
+
+
+class Media:
+    """What `mmssl.Modality.read` reads from. A context manager: leaving it closes the file.
+
+    Times are in seconds from `origin`, where the file's first stream begins.
+
+    Args:
+        sample: the row of the dataset.
+
+    Attributes:
+        sample: the same; a modality with a file of its own finds it in ``sample.fields``.
+    """
+
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
+
+    @cached_property
+    def container(self) -> InputContainer:
+        """The open PyAV container of ``sample.media``.
+
+        Raises:
+            MissingModality: the sample has no media file.
+            BadMedia: there is no such file, or it is no media file.
+        """
+        path = self.sample.media
+        if path is None:
+            raise MissingModality("the sample names no media file")
+        if os.path.isdir(path):
+            raise BadMedia(f"{path} is a folder")
+        if not os.path.isfile(path):
+            raise BadMedia(f"no such file: {path}")
+        if os.path.getsize(path) == 0:
+            raise BadMedia("the file is empty")
+        with damage_is_bad_media():
+            return av.open(path, metadata_errors="ignore")
+
+    @cached_property
+    def origin(self) -> float:
+        """The presentation time that counts as second 0: of the earliest stream's beginning.
+
+        Some containers begin anywhere (MPEG-TS). Codec delay before 0, as in Matroska with
+        Opus, is discarded in decoding and no part of the file's time.
+        """
+        return max(0.0, (self.container.start_time or 0) / av.time_base)
+
+    @cached_property
+    def length(self) -> float:
+        """Seconds from `origin` to the end of the longest stream.
+
+        Raises:
+            BadMedia: there is nothing in the file, or nothing tells how long it is.
+        """
+        duration = self.container.duration
+        if duration is not None and duration > 0:
+            return duration / av.time_base
+        # A recording that was streamed knows its length only at its end.
+        ends = [0.0]
+        with damage_is_bad_media():
+            for packet in self.container.demux():
+                if packet.pts is not None and packet.time_base is not None:
+                    ends.append(float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        length = max(ends) - self.origin
+        if length <= 0:
+            raise BadMedia("its length is unknown")
+        return length
+
+    @property
+    def start(self) -> float:
+        """Where the sample begins in its file, in seconds."""
+        return self.sample.start
+
+    @property
+    def end(self) -> float:
+        """Where the sample ends in its file, in seconds: at the latest where the file ends.
+
+        For a sample without file it is the row's, or `start` if the row has none.
+
+        Raises:
+            BadMedia: the file ends before the sample begins, or its length is unknown.
+        """
+        end = self.sample.end
+        if self.sample.media is None:
+            return self.start if end is None else end
+        length = self.length
+        if length <= self.start:
+            raise BadMedia(f"begins at {self.start:g} s, but the file ends at {length:g} s")
+        return length if end is None else min(end, length)
+
+    def close(self) -> None:
+        """Close the file, if it was opened."""
+        container = self.__dict__.pop("container", None)
+        if container is not None:
+            container.close()
+
+    def __enter__(self) -> "Media":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,69 @@
+"""The ledger of samples that could not be read."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from mmssl.contracts import Split
+from mmssl.data.loading import Unreadable
+from mmssl.errors import UserError
+
+
+class Skipped:
+    """Counts unreadable samples, names each once, and stops the run when they are too many.
+
+    Args:
+        path: ``skipped.jsonl`` of the run: one line for each sample, with its reason. What an
+            earlier process of the same run found is read back.
+        sizes: the number of samples by split.
+        max_bad: the largest tolerated share of a split's samples.
+    """
+
+    def __init__(self, path: Path, sizes: Mapping[Split, int], max_bad: float) -> None:
+        self._path = path
+        self._sizes = dict(sizes)
+        self._max_bad = max_bad
+        self._rows: dict[Split, set[int]] = {split: set() for split in sizes}
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the last line of a process killed while writing it
+                self._rows.setdefault(record["split"], set()).add(record["row"])
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows in self._rows.values())
+
+    def __call__(self, split: Split, found: Unreadable) -> None:
+        """Note an unreadable sample.
+
+        Raises:
+            UserError: more than ``max_bad`` of the split's samples are unreadable.
+        """
+        rows = self._rows[split]
+        if found.row not in rows:
+            rows.add(found.row)
+            self._write(split, found)
+        size = self._sizes[split]
+        if len(rows) > self._max_bad * size:
+            raise UserError(
+                f"{len(rows)} of {size} {split} samples cannot be read, more than data.max_bad "
+                f"({self._max_bad:.1%}) allows; the last was {found.id}: {found.reason}. All are "
+                f"listed in {self._path}"
+            )
+
+    def _write(self, split: Split, found: Unreadable) -> None:
+        record = {"split": split, "row": found.row, "id": found.id, "reason": found.reason}
+        with open(self._path, "ab+") as file:
+            torn = file.tell() > 0 and not self._ends_whole(file)
+            line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+            file.write(b"\n" * torn + line)
+
+    @staticmethod
+    def _ends_whole(file: BinaryIO) -> bool:
+        """Does the file end with a line's end, or was a process killed while writing one?"""
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

@@ -1,0 +1,108 @@
+"""Every hook that a plugin may implement.
+
+A plugin is a Python module (usually a package's ``__init__``) that is named by an entry point
+in the group ``mmssl``::
+
+    # pyproject.toml
+    [project.entry-points.mmssl]
+    my_plugin = "my_plugin"
+
+    # my_plugin/__init__.py
+    from mmssl import hookimpl
+
+    @hookimpl
+    def register_objectives(register):
+        register("vicreg", "my_plugin.vicreg:VICReg")
+
+There is one hook for each kind of component. Each receives ``register(name, target)``: ``name``
+is what a recipe writes after ``use:``, ``target`` is ``"module:attribute"``. The target is
+imported when a recipe first names it, so a plugin's ``__init__`` needs to import neither torch
+nor its own components.
+
+A target is a class or function whose keyword-only parameters are annotated and documented in
+its docstring's ``Args:`` section. They are what a recipe may set: types, defaults, ranges
+(``Annotated[int, Field(gt=0)]``) and nested components (annotated with their contract, for
+instance ``train: Dataset``) are all read from the signature. Contracts: `mmssl.contracts`.
+
+A hook with any other name that starts with ``register_`` is refused as misspelt.
+"""
+
+from typing import Protocol
+
+import pluggy
+
+hookspec = pluggy.HookspecMarker("mmssl")
+hookimpl = pluggy.HookimplMarker("mmssl")
+
+
+class Register(Protocol):
+    """The callback that every hook receives."""
+
+    def __call__(self, name: str, target: str) -> None:
+        """Register the component ``name``, to be imported from ``target`` ("module:attribute").
+
+        Raises:
+            ValueError: ``target`` has no colon, or this plugin registered ``name`` before.
+        """
+
+
+@hookspec
+def register_modalities(register: Register) -> None:
+    """Kinds of signal: how they are read, augmented, collated (`mmssl.Modality`)."""
+
+
+@hookspec
+def register_datasets(register: Register) -> None:
+    """Where samples come from (`mmssl.Dataset`)."""
+
+
+@hookspec
+def register_backbones(register: Register) -> None:
+    """Networks from clips to features (`mmssl.Backbone`)."""
+
+
+@hookspec
+def register_objectives(register: Register) -> None:
+    """Self-supervised tasks: heads, loss, and what happens between rounds (`mmssl.Objective`)."""
+
+
+@hookspec
+def register_evaluators(register: Register) -> None:
+    """Measures of a pretrained encoder (`mmssl.Evaluator`)."""
+
+
+@hookspec
+def register_optimizers(register: Register) -> None:
+    """Functions from parameter groups to a ``torch.optim.Optimizer``.
+
+    Called as ``target(groups, **parameters)``; the recipe sets the parameters, ``lr`` among them.
+    """
+
+
+@hookspec
+def register_schedules(register: Register) -> None:
+    """Functions from a step to a factor on the learning rate (`mmssl.training.schedules`)."""
+
+
+@hookspec
+def register_launchers(register: Register) -> None:
+    """Ways to run a recipe's stages, here or on a cluster (`mmssl.Launcher`)."""
+
+
+@hookspec
+def register_trackers(register: Register) -> None:
+    """Where metrics go beside ``log.jsonl`` (`mmssl.Tracker`)."""
+
+
+# The kinds, in the order in which a recipe is read. "modalities" is the hook register_modalities.
+KINDS = (
+    "modalities",
+    "datasets",
+    "backbones",
+    "objectives",
+    "evaluators",
+    "optimizers",
+    "schedules",
+    "launchers",
+    "trackers",
+)

@@ -1,0 +1,140 @@
+"""Building what a recipe names."""
+
+from functools import partial
+
+import torch
+
+from mmssl.contracts import Backbone, Dataset, Modality, Objective
+from mmssl.data.draws import derive_seed
+from mmssl.data.loading import LoaderSettings
+from mmssl.errors import UserError
+from mmssl.recipe import Recipe
+from mmssl.training.encoders import Encoders
+from mmssl.training.settings import RoundPlan, Settings
+
+
+def build_modalities(recipe: Recipe) -> dict[str, Modality]:
+    """The recipe's modalities, in its order."""
+    return {name: spec.build() for name, spec in recipe.modalities.items()}
+
+
+def build_encoders(recipe: Recipe) -> Encoders:
+    """Encoders as they are before training: a function of the seed and of each backbone's key."""
+    backbones: dict[str, Backbone] = {}
+    for key, spec in recipe.backbones.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(recipe.seed, "backbone", key))
+            backbones[key] = spec.build()
+    return Encoders(backbones, list(recipe.modalities))
+
+
+def build_objective(recipe: Recipe, encoders: Encoders) -> Objective:
+    """The objective, built for the encoders' dimensions.
+
+    Raises:
+        UserError: it does not fit the modalities, or the recipe plans a last round for an
+            objective that has only one.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(recipe.seed, "objective"))
+        objective: Objective = recipe.objective.build()
+        try:
+            objective.build(encoders)
+        except UserError as error:
+            raise recipe.error(("objective",), str(error).removeprefix("objective: ")) from error
+    if recipe.training.final_round is not None and objective.rounds == 1:
+        raise recipe.error(
+            ("training", "final_round"),
+            "this objective has a single round: set epochs and schedule",
+        )
+    return objective
+
+
+def build_datasets(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
+    """The datasets of training and, where there is one, of validation.
+
+    Raises:
+        UserError: both have classes, but not the same.
+    """
+    train: Dataset = recipe.data.train.build()
+    if recipe.data.validation is None:
+        return train, None
+    validation: Dataset = recipe.data.validation.build()
+    ours, theirs = list(train.classes), list(validation.classes)
+    if ours and theirs and ours != theirs:
+        other = next((x for x in (*ours, *theirs) if (x in ours) != (x in theirs)), None)
+        what = f"{other!r} is in one of them only" if other else "their order differs"
+        raise recipe.error(
+            ("data", "validation"),
+            f"its {len(theirs)} classes are not the {len(ours)} of data.train: {what}; name them "
+            "in the same order in both (classes: [...])",
+        )
+    return train, validation
+
+
+def choose_device(recipe: Recipe) -> torch.device:
+    """The recipe's device; ``auto`` is CUDA where there is one.
+
+    Raises:
+        UserError: CUDA is asked for and not available.
+    """
+    name = recipe.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not torch.cuda.is_available() or (device.index or 0) >= count:
+            raise recipe.error(
+                ("device",), f"{name} is not available ({count} CUDA devices); use auto or cpu"
+            )
+    return device
+
+
+def loader_settings(recipe: Recipe, device: torch.device) -> LoaderSettings:
+    """How batches are loaded on this machine."""
+    data = recipe.data
+    return LoaderSettings(data.workers, data.prefetch, pin=device.type == "cuda")
+
+
+def training_settings(recipe: Recipe) -> Settings:
+    """The recipe's training block, in the loop's terms."""
+    training = recipe.training
+    return Settings(
+        seed=recipe.seed,
+        epoch_size=training.epoch_size,
+        batch_size=training.batch_size,
+        accumulate=training.accumulate,
+        make_optimizer=training.optimizer.build,
+        lr_batch=training.lr_batch,
+        restart_optimizer=training.restart_optimizer,
+        early_stop=training.early_stop,
+        freeze_encoders=training.freeze_encoders,
+        precision=training.precision,
+        channels_last=training.channels_last,
+        log_every=training.log_every,
+        checkpoint_steps=training.checkpoint.steps,
+        checkpoint_minutes=training.checkpoint.minutes,
+        keep=training.checkpoint.keep,
+        max_bad=recipe.data.max_bad,
+    )
+
+
+def round_plan(recipe: Recipe, number: int, rounds: int) -> RoundPlan:
+    """Epochs and schedule of a round; the last may have its own."""
+    epochs, schedule = recipe.training.epochs, recipe.training.schedule
+    final = recipe.training.final_round
+    if final is not None and number == rounds:
+        epochs = epochs if final.epochs is None else final.epochs
+        schedule = schedule if final.schedule is None else final.schedule
+    # Called at every step, so the component is loaded once and not built anew each time.
+    return RoundPlan(epochs, partial(schedule.registration.load(), **schedule.parameters))
+
+
+def to_memory_format(encoders: Encoders) -> None:
+    """Lay out convolutions' weights with the channel last, as tensor cores want them."""
+    for parameter in encoders.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        elif parameter.ndim == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)

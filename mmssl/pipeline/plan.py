@@ -1,0 +1,187 @@
+"""What a recipe would do: built and checked before anything is read, written or trained."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmssl.contracts import Backbone, Features, Modality, Table
+from mmssl.pipeline import assembly
+from mmssl.recipe import Recipe
+from mmssl.recipe.component import ComponentSpec
+from mmssl.training.encoders import Encoders
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe's plan.
+
+    Attributes:
+        summary: one line.
+        tables: components with shapes and parameters, data, rounds, evaluations.
+    """
+
+    summary: str
+    tables: list[Table]
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Build every component of a recipe and check that they fit, without reading media.
+
+    Raises:
+        UserError: something does not fit; the message names its place in the recipe.
+    """
+    device = assembly.choose_device(recipe)
+    modalities = assembly.build_modalities(recipe)
+    encoders = assembly.build_encoders(recipe)
+    _check_features(recipe, encoders, modalities)
+    objective = assembly.build_objective(recipe, encoders)
+    train, validation = assembly.build_datasets(recipe)
+    for spec in (*recipe.evaluations.values(), *recipe.trackers, recipe.launch):
+        spec.build()
+    heads = _count(objective)
+    steps = _total_steps(recipe, objective.rounds)
+    summary = (
+        f"{recipe.name}: {recipe.objective.use} of {' and '.join(modalities)} on {device}, "
+        f"{objective.rounds} round{'s' * (objective.rounds > 1)}, {steps:,} steps, "
+        f"{_count(encoders) + heads:,} parameters"
+    )
+    networks: list[tuple[str, str, str, Any, int]] = [
+        (
+            key,
+            _short(recipe.backbones[key]),
+            ", ".join("x".join(map(str, modalities[name].shape)) for name in key.split("+")),
+            backbone.dim,
+            _count(backbone),
+        )
+        for key, backbone in encoders.backbones.items()
+    ]
+    networks.append(("objective", _short(recipe.objective), "", None, heads))
+    data = [("train", _short(recipe.data.train), len(train), len(train.classes))]
+    if validation is not None and recipe.data.validation is not None:
+        row = _short(recipe.data.validation), len(validation), len(validation.classes)
+        data.append(("validation", *row))
+    stages = [(name, _short(spec)) for name, spec in recipe.evaluations.items()]
+    return Plan(
+        summary,
+        [
+            Table("networks", ("key", "component", "clip", "features", "parameters"), networks),
+            Table("data", ("split", "component", "samples", "classes"), data),
+            _training(recipe),
+            _rounds(recipe, objective.rounds, len(train)),
+            *([Table("evaluations", ("name", "component"), stages)] if stages else []),
+        ],
+    )
+
+
+def _short(spec: ComponentSpec) -> str:
+    """A component and those of its parameters that are not at their defaults, on one line."""
+    fields = type(spec.values).model_fields
+    plain = spec.plain()
+    shown = [spec.use]
+    for name, field in fields.items():
+        key = field.alias or name
+        value = plain[key]
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        if value != default:
+            nested = isinstance(value, dict) and "use" in value
+            shown.append(f"{key}={value['use'] if nested else value}")
+    return " ".join(shown)
+
+
+def _training(recipe: Recipe) -> Table:
+    """How steps are taken, beside what the table of rounds says."""
+    training = recipe.training
+    rows = [("optimizer", _short(training.optimizer)), ("schedule", _short(training.schedule))]
+    if training.final_round is not None and training.final_round.schedule is not None:
+        rows.append(("schedule of the last round", _short(training.final_round.schedule)))
+    rows.append(("precision", training.precision + ", compiled" * training.compile))
+    if training.accumulate > 1:
+        size = training.batch_size // training.accumulate
+        rows.append(("a batch", f"{training.accumulate} micro-batches of {size}"))
+    if training.early_stop:
+        rows.append(("early stop", f"when the validation loss rose {training.early_stop} times"))
+    if training.freeze_encoders:
+        rows.append(("encoders", "frozen"))
+    return Table("training", ("", ""), rows)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def _check_features(recipe: Recipe, encoders: Encoders, modalities: dict[str, Modality]) -> None:
+    """Send shapes without data through every backbone."""
+    for key, backbone in encoders.backbones.items():
+        assert isinstance(backbone, Backbone)
+        ghost = copy.deepcopy(backbone).to("meta").eval()
+        names = key.split("+")
+        clips = {
+            n: torch.zeros(2, *modalities[n].shape, dtype=modalities[n].dtype, device="meta")
+            for n in names
+        }
+        try:
+            with torch.no_grad():
+                if len(names) > 1:
+                    present = {n: torch.ones(2, dtype=torch.bool) for n in names}
+                    features: dict[str, Features] = ghost(clips, present)
+                else:
+                    features = {key: ghost(clips[key])}
+        except NotImplementedError:
+            continue  # a network whose shapes depend on the data itself
+        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+            shapes = ", ".join(f"{n} {list(modalities[n].shape)}" for n in names)
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise recipe.error(
+                ("backbones", key), f"does not take clips of shape {shapes}: {reason}"
+            ) from error
+        for name in names:
+            shape = tuple(features[name].pooled.shape)
+            if shape != (2, backbone.dim):
+                raise recipe.error(
+                    ("backbones", key),
+                    f"gives pooled features of shape {list(shape)} for 2 clips of {name}, but "
+                    f"declares dim {backbone.dim}; this is the plugin's defect",
+                )
+
+
+def _total_steps(recipe: Recipe, rounds: int) -> int:
+    settings = assembly.training_settings(recipe)
+    plans = (assembly.round_plan(recipe, number, rounds) for number in range(1, rounds + 1))
+    return sum(settings.steps_per_epoch * plan.epochs for plan in plans)
+
+
+def _rounds(recipe: Recipe, rounds: int, samples: int) -> Table:
+    """Steps, batch and learning rate of each round; equal rounds share a row."""
+    settings = assembly.training_settings(recipe)
+    base = settings.make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])
+    peak = base.param_groups[0]["lr"] * settings.lr_scale
+    rows = []
+    first = 1
+    has_own_last = recipe.training.final_round is not None and rounds > 1
+    for last in sorted({rounds - 1, rounds} if has_own_last else {rounds}):
+        plan = assembly.round_plan(recipe, last, rounds)
+        steps = settings.steps_per_epoch * plan.epochs
+        looks = sorted({steps * i // 1000 for i in range(1000)} | {max(0, steps - 1)})
+        rates = [peak * plan.factor(settings.place(step, plan.epochs)) for step in looks]
+        rows.append(
+            (
+                str(last) if first == last else f"{first} to {last}",
+                plan.epochs,
+                steps,
+                settings.batch_size,
+                steps * settings.batch_size,
+                f"{steps * settings.batch_size / max(1, samples):.2f}",
+                f"{rates[0]:.3g}",
+                f"{max(rates):.3g}",
+                f"{rates[-1]:.3g}",
+            )
+        )
+        first = last + 1
+    columns = (
+        "round", "epochs", "steps", "batch", "clips", "passes", "lr first", "lr highest", "lr last",
+    )  # fmt: skip
+    title = "each round, at most" if settings.early_stop else "each round"
+    return Table(title, columns, rows)

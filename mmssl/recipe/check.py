@@ -1,0 +1,107 @@
+"""What no single field can know: that the parts of a recipe fit each other."""
+
+from collections.abc import Iterator
+from typing import Any, get_type_hints
+
+from mmssl.recipe.component import ComponentSpec
+from mmssl.recipe.model import Recipe
+from mmssl.recipe.typed import suggest
+
+Finding = tuple[tuple[str | int, ...], str]
+
+
+def findings(recipe: Recipe) -> Iterator[Finding]:
+    """All mistakes, each with the path of the value that is to be changed."""
+    yield from _backbones(recipe)
+    yield from _training(recipe)
+    if "pretrain" in recipe.evaluations:
+        yield ("evaluations", "pretrain"), "this is the name of the first stage: choose another"
+    for i, tracker in enumerate(recipe.trackers):
+        if tracker in recipe.trackers[:i]:
+            first = recipe.trackers.index(tracker)
+            yield (
+                ("trackers", i),
+                f"the same as trackers.{first}: everything would be written twice",
+            )
+
+
+def _backbones(recipe: Recipe) -> Iterator[Finding]:
+    served: dict[str, str] = {}
+    for key, backbone in recipe.backbones.items():
+        for name in key.split("+"):
+            if name not in recipe.modalities:
+                there = suggest(name, list(recipe.modalities))
+                yield ("backbones", key), f"there is no modality {name!r}{there}"
+                continue
+            if served.get(name) == key:
+                yield ("backbones", key), f"names the modality {name!r} twice"
+            elif name in served:
+                other = served[name]
+                yield (
+                    ("backbones", key),
+                    f"the modality {name!r} has the backbone {other!r} already",
+                )
+            else:
+                served[name] = key
+                yield from _fit(key, backbone, name, recipe.modalities[name])
+        yield from _arity(key, backbone)
+    for name in recipe.modalities:
+        if name not in served:
+            message = f"no backbone serves this modality: add {name!r} under 'backbones'"
+            yield ("modalities", name), message
+
+
+def _fit(
+    key: str, backbone: ComponentSpec, name: str, modality: ComponentSpec
+) -> Iterator[Finding]:
+    """Compare class attributes; what an instance decides is checked when it is built."""
+    serves = getattr(_made_by(backbone), "modalities", None)
+    kind = getattr(_made_by(modality), "kind", None)
+    if isinstance(serves, frozenset | set) and isinstance(kind, str) and kind not in serves:
+        there = " and ".join(sorted(serves)) or "nothing"
+        what = f"{name!r}" if name == kind else f"{name!r}, which is of the kind {kind!r}"
+        yield ("backbones", key), f"{backbone.use!r} serves {there}, not {what}"
+
+
+def _arity(key: str, backbone: ComponentSpec) -> Iterator[Finding]:
+    from mmssl.contracts import Backbone  # needs torch, as the backbone's own class did
+
+    made = _made_by(backbone)
+    # "-> Backbone" says nothing about the network that a function returns.
+    if not isinstance(made, type) or not issubclass(made, Backbone) or made is Backbone:
+        return
+    if "+" in key and not made.joint:
+        message = f"{backbone.use!r} takes one modality: give each of them a backbone of its own"
+        yield ("backbones", key), message
+    elif "+" not in key and made.joint:
+        message = (
+            f"{backbone.use!r} takes several modalities at once: join their keys by '+', such as "
+            "video+audio"
+        )
+        yield ("backbones", key), message
+
+
+def _made_by(spec: ComponentSpec) -> Any:
+    """The class of what a component builds, or None where only building it would tell."""
+    target = spec.registration.load()
+    if isinstance(target, type):
+        return target
+    try:
+        return get_type_hints(target).get("return")
+    except (NameError, AttributeError, TypeError):  # names that only a type checker imports
+        return None
+
+
+def _training(recipe: Recipe) -> Iterator[Finding]:
+    training = recipe.training
+    if training.batch_size % training.accumulate:
+        message = f"{training.accumulate} does not divide the batch size {training.batch_size}"
+        yield ("training", "accumulate"), message
+    if training.epoch_size < training.batch_size:
+        message = (
+            f"an epoch of {training.epoch_size} samples holds no batch of {training.batch_size}: "
+            "lower batch_size or raise epoch_size"
+        )
+        yield ("training", "epoch_size"), message
+    if training.early_stop is not None and recipe.data.validation is None:
+        yield ("training", "early_stop"), "needs a validation loss: add 'data.validation'"

@@ -1,0 +1,102 @@
+"""A component as a recipe names it: checked parameters, and building it from them."""
+
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from mmssl.errors import UserError
+from mmssl.registry import SINGULAR, Registration
+
+
+@dataclass
+class ComponentSpec:
+    """What stands after ``use:`` in a recipe, with validated parameters.
+
+    Attributes:
+        kind: plural, as in `mmssl.hooks.KINDS`.
+        use: the name as written, perhaps ``plugin/name``.
+        registration: what the name means.
+        values: the parameters, as an instance of the component's `parameter_model`.
+        where: place and path in the recipe, ``recipes/my.yaml:14: objective``, for messages.
+    """
+
+    kind: str
+    use: str
+    registration: Registration = field(repr=False)
+    values: BaseModel
+    where: str = field(default="", compare=False, repr=False)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters by name, defaults included; nested components are `ComponentSpec`."""
+        fields = type(self.values).model_fields
+        return {f.alias or name: getattr(self.values, name) for name, f in fields.items()}
+
+    def plain(self) -> dict[str, Any]:
+        """``use`` and all parameters as JSON-able values, paths absolute."""
+        values = _absolute(self.values.model_dump(by_alias=True))
+        return {"use": self.use, **to_jsonable_python(values)}
+
+    def build(self, *args: Any, **context: Any) -> Any:
+        """Call the component with its parameters, nested components built first.
+
+        Args:
+            args: what the core passes by position, such as an optimizer's parameter groups.
+            context: what the core passes by name.
+
+        Raises:
+            UserError: the component does not load or refuses its parameters; the message names
+                the place in the recipe.
+        """
+        parameters = {name: _build(value) for name, value in self.parameters.items()}
+        try:
+            target = self.registration.load()
+            _check_call(target, self.registration, args, {**parameters, **context})
+            return target(*args, **parameters, **context)
+        except (ValueError, OverflowError, UserError) as error:
+            reason = " ".join(str(error).split())
+            message = f"{self.where}: {reason}" if self.where else reason
+            raise UserError(message) from error
+
+
+def blame(registration: Registration) -> str:
+    """``objective 'xdc' of plugin 'mmssl_clustering'``: whose author a message is for."""
+    return f"{SINGULAR[registration.kind]} {registration.name!r} of plugin {registration.owner!r}"
+
+
+def _check_call(target: Any, registration: Registration, args: Any, kwargs: Any) -> None:
+    """A component that cannot be called this way is its author's mistake, told from a TypeError
+    within it, which keeps its traceback."""
+    try:
+        inspect.signature(target).bind(*args, **kwargs)
+    except TypeError as error:
+        message = (
+            f"{blame(registration)} cannot be called: {error}; what a recipe sets must be "
+            "keyword-only (after '*' in the signature)"
+        )
+        raise UserError(message) from error
+
+
+def _absolute(value: Any) -> Any:
+    """Paths keep their meaning where a dumped recipe is loaded from another working directory."""
+    if isinstance(value, Path):
+        return value.absolute()
+    if isinstance(value, dict):
+        return {key: _absolute(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_absolute(item) for item in value]
+    return value
+
+
+def _build(value: Any) -> Any:
+    if isinstance(value, ComponentSpec):
+        return value.build()
+    if isinstance(value, dict):
+        return {key: _build(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and any(isinstance(v, ComponentSpec) for v in value):
+        return type(value)(_build(item) for item in value)
+    return value

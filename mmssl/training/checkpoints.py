@@ -1,0 +1,107 @@
+"""Checkpoints that survive a kill at any moment.
+
+::
+
+    checkpoints/
+      step-00001200.pt          a whole training state; the last K are kept
+      step-00001400.pt
+      encoders.safetensors      the finished encoders, once pretraining is done
+
+A file appears under its name only when it is complete: it is written under a temporary name,
+flushed to the disk and renamed.
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmssl.errors import UserError
+
+FORMAT = 1
+_UMASK = os.umask(0)  # the only way to read it is to set it
+os.umask(_UMASK)
+_NAME = re.compile(r"step-(\d{8,})\.pt")
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` with a temporary path beside ``path``, flush it to disk, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fchmod(file.fileno(), 0o666 & ~_UMASK)  # some libraries write for the owner only
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    if not folder.is_dir():
+        return []
+    found = ((match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+    return sorted((int(match[1]), path) for match, path in found)
+
+
+def save(folder: Path, state: dict[str, Any], *, step: int, keep: int) -> Path:
+    """Write a training state and drop all but the newest ``keep`` of them.
+
+    Args:
+        folder: the run's ``checkpoints/``.
+        state: tensors, numbers, strings, and lists and dicts of them.
+        step: global step, which names the file.
+        keep: how many to keep, at least 1.
+    """
+    path = folder / f"step-{step:08d}.pt"
+    write_atomically(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
+    for leftover in folder.glob(".step-*.tmp"):
+        leftover.unlink(missing_ok=True)
+    for _, old in _numbered(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_newest(folder: Path) -> dict[str, Any] | None:
+    """The newest state that can be read, on the CPU, or None if none was ever written.
+
+    A file that the disk has damaged is renamed to ``*.damaged``, with a warning, and the one
+    before it is taken.
+
+    Raises:
+        UserError: the checkpoint is of another format, or there are some and all are damaged.
+    """
+    found = _numbered(folder)
+    for _, path in reversed(found):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise  # the disk does not answer: that says nothing of the file
+        except Exception as error:  # what torch raises depends on which byte is damaged
+            # Out of the way of those that are written from now on, or it would outlive them.
+            path.rename(path.with_name(f"{path.name}.damaged"))
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"{path} cannot be read and is passed over: {reason}", stacklevel=2)
+            continue
+        if state.get("format") != FORMAT:
+            raise UserError(
+                f"{path}: checkpoint format {state.get('format')}, this version reads {FORMAT}; "
+                "use the version of mmssl that wrote it, or start under another name"
+            )
+        return dict(state)
+    if found:
+        raise UserError(
+            f"{folder}: no checkpoint can be read; restore one, or delete the run's folder to "
+            "start from the beginning"
+        )
+    return None

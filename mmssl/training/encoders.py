@@ -1,0 +1,88 @@
+"""The recipe's backbones, by modality."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+
+from mmssl.contracts import Backbone, Features
+from mmssl.training.checkpoints import write_atomically
+
+
+class Encoders(nn.Module):
+    """From clips to features, each modality through the backbone that serves it.
+
+    Args:
+        backbones: by recipe key, a modality or several joined by ``+``.
+        modalities: all modalities, in the recipe's order.
+    """
+
+    def __init__(self, backbones: Mapping[str, Backbone], modalities: list[str]) -> None:
+        super().__init__()
+        self.backbones = nn.ModuleDict(backbones)
+        self.modalities = list(modalities)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """D by modality, in the recipe's order."""
+        by_modality = {
+            modality: int(backbone.dim)  # type: ignore[arg-type]
+            for key, backbone in self.backbones.items()
+            for modality in key.split("+")
+        }
+        return {modality: by_modality[modality] for modality in self.modalities}
+
+    def forward(self, clips: dict[str, Tensor], present: dict[str, Tensor]) -> dict[str, Features]:
+        """Features by modality; rows of absent modalities are zeros.
+
+        Args:
+            clips: prepared clips, ``[B, ...]`` by modality.
+            present: ``[B]`` bool by modality, on the CPU.
+        """
+        features: dict[str, Features] = {}
+        for key, backbone in self.backbones.items():
+            names = key.split("+")
+            if len(names) > 1:
+                features |= backbone(
+                    {name: clips[name] for name in names}, {name: present[name] for name in names}
+                )
+            else:
+                features[key] = _forward_present(backbone, clips[key], present[key], self.training)
+        return features
+
+    def save(self, path: Path) -> None:
+        """Write all weights as safetensors, atomically."""
+        write_atomically(path, lambda temporary: save_model(self, str(temporary)))
+
+    def load(self, path: Path) -> None:
+        """Read what `save` wrote."""
+        load_model(self, path)
+
+
+def _forward_present(
+    backbone: nn.Module, clip: Tensor, present: Tensor, training: bool
+) -> Features:
+    """Keep absent rows away from a network in training, whose BatchNorm would learn from zeros."""
+    if bool(present.all()):
+        return backbone(clip)
+    rows = present.nonzero().squeeze(1).to(clip.device)
+    if training and len(rows) > 0:
+        # BatchNorm refuses a single value per channel: a lonely row stands twice.
+        some = backbone(clip[rows] if len(rows) > 1 else clip[rows.repeat(2)])
+        return Features(
+            _spread(some.pooled[: len(rows)], rows, len(clip)),
+            None if some.tokens is None else _spread(some.tokens[: len(rows)], rows, len(clip)),
+        )
+    # Nothing to learn from: eval mode tells the features' shapes and touches no statistics.
+    backbone.eval()
+    features: Features = backbone(clip)
+    backbone.train(training)
+    mask = present.to(clip.device)[:, None]
+    tokens = None if features.tokens is None else features.tokens * mask[..., None]
+    return Features(features.pooled * mask, tokens)
+
+
+def _spread(values: Tensor, rows: Tensor, size: int) -> Tensor:
+    """``values`` at ``rows`` of a tensor of ``size`` rows, zeros elsewhere."""
+    return values.new_zeros(size, *values.shape[1:]).index_copy(0, rows, values)

@@ -1,0 +1,112 @@
+"""Features of a dataset, streamed: what clustering and evaluators read."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmssl.contracts import Dataset, Modality, Split
+from mmssl.data.draws import Draws
+from mmssl.data.loading import ClipReader, LoaderSettings, Unreadable, ordered_batches
+from mmssl.training.encoders import Encoders
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The autocast context of a precision; fp32 switches it off."""
+    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+
+
+def prepare(
+    clips: Mapping[str, Tensor],
+    modalities: Mapping[str, Modality],
+    seeds: Tensor | None,
+    channels_last: bool = False,
+) -> dict[str, Tensor]:
+    """Raw tensors on the device to what backbones take, in float32 also under autocast.
+
+    Args:
+        clips: by modality, as `Modality.read` returns them, batched.
+        modalities: the recipe's.
+        seeds: ``[B]`` int64 for augmentation, None in evaluation.
+        channels_last: lay out images and video with the channel last in memory.
+    """
+    prepared = {}
+    for name, modality in modalities.items():
+        draws = None if seeds is None else Draws(seeds, name)
+        with torch.autocast(clips[name].device.type, enabled=False), torch.no_grad():
+            clip = modality.prepare(clips[name], draws)
+        if channels_last and clip.ndim in (4, 5):
+            layout = torch.channels_last if clip.ndim == 4 else torch.channels_last_3d
+            clip = clip.contiguous(memory_format=layout)
+        prepared[name] = clip
+    return prepared
+
+
+@dataclass
+class Streamed:
+    """Features of one batch of clips; what `mmssl.contracts.FeatureBatch` describes."""
+
+    index: np.ndarray
+    pooled: dict[str, Tensor]
+    present: dict[str, np.ndarray]
+    labels: np.ndarray
+
+
+@dataclass
+class FeatureStream:
+    """How features are computed; one for a run.
+
+    Attributes:
+        encoders: in eval mode while streaming, and put back into their mode afterwards.
+        modalities: the recipe's.
+        device: where the encoders are.
+        precision: autocast of the forward pass; features come out as float32.
+        batch_size: clips in a forward pass.
+        settings: of the loader.
+        seed: the recipe's.
+        unreadable: called for each row that cannot be read.
+    """
+
+    encoders: Encoders
+    modalities: Mapping[str, Modality]
+    device: torch.device
+    precision: Precision
+    batch_size: int
+    settings: LoaderSettings
+    seed: int
+    unreadable: Callable[[Split, Unreadable], None]
+    channels_last: bool = False
+
+    def __call__(
+        self, dataset: Dataset, rows: np.ndarray | range, *, split: Split = "train", views: int = 1
+    ) -> Iterator[Streamed]:
+        """Features of ``views`` clips of each row, in the order of ``rows``, one row per clip."""
+        reader = ClipReader(dataset, self.modalities, seed=self.seed, views=views)
+        loaded = ordered_batches(
+            reader, rows, batch_size=self.batch_size, split=split, settings=self.settings
+        )
+        training = self.encoders.training
+        self.encoders.eval()
+        try:
+            for item in loaded:
+                for failure in item.unreadable:
+                    self.unreadable(split, failure)
+                batch = item.batch.to(self.device)
+                with torch.no_grad(), autocast(self.device, self.precision):
+                    clips = prepare(batch.clips, self.modalities, None, self.channels_last)
+                    features = self.encoders(clips, batch.present)
+                yield Streamed(
+                    index=batch.index.numpy(),
+                    pooled={name: f.pooled.float() for name, f in features.items()},
+                    present={name: mask.numpy() for name, mask in batch.present.items()},
+                    labels=batch.labels.cpu().numpy(),
+                )
+        finally:
+            loaded.close()
+            self.encoders.train(training)

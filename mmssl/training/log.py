@@ -1,0 +1,68 @@
+"""``log.jsonl``: the record of a run, one JSON object a line, exact across kills."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmssl.contracts import Tracker
+
+
+class Log:
+    """Writes records to ``log.jsonl`` and to the trackers.
+
+    A checkpoint stores the log's length; a resumed run cuts off what came after it, so that the
+    log of a killed run reads like that of one never killed.
+
+    Args:
+        folder: the run's.
+        trackers: where records go besides.
+        length: bytes of the log that belong to the checkpoint; 0 to begin.
+        step: global step of the checkpoint.
+    """
+
+    def __init__(
+        self, folder: Path, trackers: Sequence[Tracker], *, length: int = 0, step: int = 0
+    ) -> None:
+        self._file = open(folder / "log.jsonl", "ab")  # noqa: SIM115 - closed in close()
+        self._file.truncate(min(length, self._file.seek(0, os.SEEK_END)))
+        self._trackers = trackers
+        for tracker in trackers:
+            tracker.open(folder, step)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append a record; numbers that JSON does not know become null."""
+        plain = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in record.items()
+        }
+        self._file.write(json.dumps(plain, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        for tracker in self._trackers:
+            tracker.track(plain)
+
+    def length(self) -> int:
+        """Bytes written so far, safely on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Close the file and the trackers."""
+        self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's log so far; a line cut by a kill is left out."""
+    records = []
+    path = folder / "log.jsonl"
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            break
+    return records

@@ -1,0 +1,390 @@
+"""The training loop: rounds of epochs of steps, resumable at every one of them.
+
+::
+
+    round r:  begin_round (relabel) -> checkpoint -> steps ... -> checkpoint
+    step:     batch -> prepare -> encoders -> objective.loss -> backward -> optimizer
+
+What a step computes is a function of the state at its beginning and of its number: samples,
+windows, augmentations and dropout are drawn from the seed and the position. A checkpoint is
+therefore the parameters, the optimizer's state and a few integers.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.contracts import Batch, Dataset, Losses, Modality, Objective, Split, Tracker
+from mmssl.data.draws import derive_seed
+from mmssl.data.loading import (
+    ClipReader,
+    Loaded,
+    LoaderSettings,
+    ordered_batches,
+    training_batches,
+)
+from mmssl.data.sampling import Sampler
+from mmssl.data.skipped import Skipped
+from mmssl.errors import UserError
+from mmssl.training import checkpoints
+from mmssl.training.encoders import Encoders
+from mmssl.training.features import FeatureStream, autocast, prepare
+from mmssl.training.interruption import Interrupted, stop_requests
+from mmssl.training.log import Log
+from mmssl.training.progress import Advance, Progress
+from mmssl.training.rounds import TrainingRound
+from mmssl.training.settings import RoundPlan, Settings, State, saturated
+
+
+class Pretraining:
+    """Trains encoders and objective in a run folder, from its newest checkpoint on.
+
+    Args:
+        folder: the run's.
+        encoders: as initialised.
+        objective: built for the encoders' dimensions.
+        modalities: the recipe's.
+        train: the dataset.
+        validation: clips for the pseudo-label loss after each epoch, or None.
+        plan: how each round trains, by its number.
+        settings: the rest of the recipe's training block.
+        loader: how batches are loaded.
+        device: where to train.
+        trackers: where the log goes besides ``log.jsonl``.
+        progress: who watches.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        encoders: Encoders,
+        objective: Objective,
+        modalities: Mapping[str, Modality],
+        train: Dataset,
+        validation: Dataset | None,
+        plan: Callable[[int], RoundPlan],
+        settings: Settings,
+        loader: LoaderSettings,
+        device: torch.device,
+        trackers: list[Tracker],
+        progress: Progress,
+    ) -> None:
+        self.folder = folder
+        self.encoders = encoders.to(device).requires_grad_(not settings.freeze_encoders)
+        self.objective = objective.to(device)
+        self.modalities = modalities
+        self.datasets: dict[Split, Dataset] = {"train": train}
+        if validation is not None:
+            self.datasets["validation"] = validation
+        self.digests = {str(split): data.digest() for split, data in self.datasets.items()}
+        self.plan = plan
+        self.settings = settings
+        self.loader = loader
+        self.device = device
+        self.trackers = trackers
+        self.progress = progress
+        self.state = State()
+        self.optimizer = self._new_optimizer()
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self.skipped = Skipped(
+            folder / "skipped.jsonl",
+            {split: len(dataset) for split, dataset in self.datasets.items()},
+            settings.max_bad,
+        )
+        self.stream = FeatureStream(
+            encoders=self.encoders,
+            modalities=modalities,
+            device=device,
+            precision=settings.precision,
+            batch_size=settings.batch_size // settings.accumulate,
+            settings=loader,
+            seed=settings.seed,
+            unreadable=self.skipped,
+            channels_last=settings.channels_last,
+        )
+
+    def run(self) -> None:
+        """Train until the last round is done.
+
+        Raises:
+            Interrupted: a signal came; the state is saved.
+            UserError: the loss is not finite, or too many files are unreadable.
+        """
+        saved = checkpoints.load_newest(self.folder / "checkpoints")
+        if saved is not None and saved["data"] != self.digests:
+            raise UserError(
+                f"the data of {self.folder} have changed since it began, and pseudo-labels are "
+                "kept by row: restore them, or start under another name"
+            )
+        if saved is not None:
+            self.state = State(**saved["state"])
+            self.encoders.load_state_dict(saved["encoders"])
+            self.objective.load_state_dict(saved["objective"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.scaler.load_state_dict(saved["scaler"])
+        self.log = Log(
+            self.folder,
+            self.trackers,
+            length=saved["log_length"] if saved else 0,
+            step=self.state.global_step,
+        )
+        self._last_saved = time.monotonic()
+        try:
+            with stop_requests() as self._stop:
+                if saved is None:
+                    self._save()
+                while not self.state.finished:
+                    self._round()
+        finally:
+            self.log.close()
+        self.encoders.save(self.folder / "checkpoints" / "encoders.safetensors")
+
+    def _round(self) -> None:
+        """One round, or what a checkpoint left of it."""
+        state, plan = self.state, self.plan(self.state.round)
+        anew = self._begin_round(resumed=state.begun)
+        if not state.begun:
+            if self.settings.restart_optimizer and state.round > 1:
+                self.optimizer = self._new_optimizer()
+            for parameter in anew:
+                self.optimizer.state.pop(parameter, None)
+            state.begun = True
+            self._save()
+        steps = self.settings.steps_per_epoch * plan.epochs
+        title = f"round {state.round}/{self.objective.rounds}: training"
+        with self.progress.task(title, steps, state.step) as advance:
+            self._steps(plan, steps, advance)
+        state.next_round(self.objective.rounds)
+        self._save()
+
+    def _begin_round(self, resumed: bool) -> Iterable[nn.Parameter]:
+        return self.objective.begin_round(
+            TrainingRound(
+                number=self.state.round,
+                total=self.objective.rounds,
+                resumed=resumed,
+                clusters=self.folder / "clusters",
+                step=self.state.global_step,
+                recipe_seed=self.settings.seed,
+                device=self.device,
+                datasets=self.datasets,
+                stream=self.stream,
+                log=self.log,
+                progress=self.progress,
+                stop=self._stop,
+            )
+        )
+
+    def _steps(self, plan: RoundPlan, steps: int, advance: Advance) -> None:
+        settings, state = self.settings, self.state
+        reader = ClipReader(
+            self.datasets["train"],
+            self.modalities,
+            seed=settings.seed,
+            sampler=Sampler(
+                len(self.datasets["train"]),
+                derive_seed(settings.seed, "sampling"),
+                self.objective.balanced_over(),
+            ),
+        )
+        batches = training_batches(
+            reader,
+            start=state.position,
+            batch_size=settings.batch_size,
+            count=steps - state.step,
+            settings=self.loader,
+        )
+        self._train_mode()
+        with closing(batches):
+            self._train(batches, plan, steps, advance)
+
+    def _train(
+        self, batches: Iterator[Loaded], plan: RoundPlan, steps: int, advance: Advance
+    ) -> None:
+        settings, state = self.settings, self.state
+        began = waited = 0.0
+        mark, since = time.monotonic(), 0
+        while state.step < steps:
+            began = time.monotonic()
+            loaded = next(batches)
+            waited += time.monotonic() - began
+            for failure in loaded.unreadable:
+                self.skipped("train", failure)
+            factor = plan.factor(settings.place(state.step, plan.epochs))
+            losses = self._step(loaded.batch, factor)
+            state.step += 1
+            state.global_step += 1
+            state.position += settings.batch_size
+            since += 1
+            if state.step % settings.log_every == 0 or state.step == steps:
+                spent = time.monotonic() - mark
+                figures = self._log_step(losses, factor, since, spent, waited)
+                mark, since, waited = time.monotonic(), 0, 0.0
+                advance(1, **figures)
+            else:
+                advance(1)
+            if state.step % settings.steps_per_epoch == 0 and "validation" in self.datasets:
+                self._validate()
+                if settings.early_stop and saturated(state.validation, settings.early_stop):
+                    self.progress.say(
+                        f"round {state.round}: validation loss rose in {settings.early_stop} "
+                        f"epochs running; stopped after epoch {len(state.validation)}"
+                    )
+                    break
+            if self._save_is_due():
+                self._check_finite(losses.total)
+                self._save()
+            if self._stop.is_set():
+                self._check_finite(losses.total)
+                self._save()
+                raise Interrupted
+
+    def _step(self, batch: Batch, factor: float) -> Losses:
+        """One optimizer step; gradients are averaged over micro-batches."""
+        settings = self.settings
+        torch.manual_seed(derive_seed(settings.seed, "step", self.state.global_step))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        total = torch.zeros((), device=self.device)
+        for part in batch.chunk(settings.accumulate):
+            losses = self._forward(part.to(self.device), augment=True)
+            self.scaler.scale(losses.total / settings.accumulate).backward()
+            total += losses.total.detach() / settings.accumulate
+            for name, value in losses.parts.items():
+                sums[name] = sums.get(name, 0) + value / settings.accumulate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return Losses(total, sums)
+
+    def _forward(self, batch: Batch, *, augment: bool) -> Losses:
+        with autocast(self.device, self.settings.precision):
+            seeds = batch.seeds if augment else None
+            clips = prepare(batch.clips, self.modalities, seeds, self.settings.channels_last)
+            features = self.encoders(clips, batch.present)
+            return self.objective.loss(batch, features)
+
+    def _validate(self) -> None:
+        """The losses on the validation clips, averaged over the samples that each is a mean of."""
+        dataset = self.datasets["validation"]
+        reader = ClipReader(dataset, self.modalities, seed=self.settings.seed)
+        self.encoders.eval()
+        self.objective.eval()
+        sums: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
+        loader = ordered_batches(
+            reader,
+            range(len(dataset)),
+            batch_size=self.stream.batch_size,
+            split="validation",
+            settings=self.loader,
+        )
+        title = f"round {self.state.round}/{self.objective.rounds}: validation"
+        with closing(loader), self.progress.task(title, len(dataset)) as advance:
+            for loaded in loader:
+                for failure in loaded.unreadable:
+                    self.skipped("validation", failure)
+                with torch.no_grad():
+                    losses = self._forward(loaded.batch.to(self.device), augment=False)
+                whole = torch.tensor(float(len(loaded.batch)), device=self.device)
+                counts = {name: count.double() for name, count in losses.counts.items()}
+                if counts:  # samples that lack what a loss needs do not count in its mean
+                    whole = torch.stack(list(counts.values())).mean()
+                for name, value in {"loss": losses.total, **losses.parts}.items():
+                    weight = counts.get(name, whole)
+                    sums[name] = sums.get(name, 0) + value.double() * weight
+                    weights[name] = weights.get(name, 0) + weight
+                advance(len(loaded.batch))
+        self._train_mode()
+        means = {name: float(sums[name] / weights[name].clamp(min=1e-9)) for name in sums}
+        self.state.validation.append(means["loss"])
+        self.log.write(
+            {
+                "kind": "validation",
+                "step": self.state.global_step,
+                "round": self.state.round,
+                **means,
+            }
+        )
+
+    def _train_mode(self) -> None:
+        self.encoders.train(not self.settings.freeze_encoders)
+        self.objective.train()
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        parameters = [p for p in self.encoders.parameters() if p.requires_grad]
+        parameters += [p for p in self.objective.parameters() if p.requires_grad]
+        optimizer = self.settings.make_optimizer([{"params": parameters}])
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"] * self.settings.lr_scale
+        return optimizer
+
+    def _log_step(
+        self, losses: Losses, factor: float, steps: int, spent: float, waited: float
+    ) -> dict[str, str]:
+        loss = self._check_finite(losses.total)
+        rate = steps * self.settings.batch_size / spent
+        self.log.write(
+            {
+                "kind": "step",
+                "step": self.state.global_step,
+                "round": self.state.round,
+                "epoch": round(self.state.step / self.settings.steps_per_epoch, 4),
+                "loss": loss,
+                **{name: float(value) for name, value in losses.parts.items()},
+                "lr": self.optimizer.param_groups[0]["peak_lr"] * factor,
+                "clips_per_second": round(rate, 2),
+                "data_wait": round(waited / spent, 4),
+            }
+        )
+        return {
+            "loss": f"{loss:.3f}",
+            "clips/s": f"{rate:.0f}",
+            "waiting for data": f"{waited / spent:.0%}",
+        }
+
+    def _check_finite(self, loss: Tensor) -> float:
+        value = float(loss)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {value} at round {self.state.round}, step {self.state.step}: start "
+                "again under another name (name=...) with a lower training.optimizer.lr or a "
+                "longer warm-up"
+            )
+        return value
+
+    def _save_is_due(self) -> bool:
+        steps, minutes = self.settings.checkpoint_steps, self.settings.checkpoint_minutes
+        if steps and self.state.step % steps == 0:
+            return True
+        return minutes is not None and time.monotonic() - self._last_saved > 60 * minutes
+
+    def _save(self) -> None:
+        if not all(bool(p.isfinite().all()) for p in self.encoders.parameters()):
+            raise UserError(
+                f"parameters are not finite at round {self.state.round}, step {self.state.step}, "
+                "and are not saved: start again under another name (name=...) with a lower "
+                "training.optimizer.lr"
+            )
+        checkpoints.save(
+            self.folder / "checkpoints",
+            {
+                "state": asdict(self.state),
+                "encoders": self.encoders.state_dict(),
+                "objective": self.objective.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "log_length": self.log.length(),
+                "data": self.digests,
+            },
+            step=self.state.global_step,
+            keep=self.settings.keep,
+        )
+        self._last_saved = time.monotonic()

@@ -1,0 +1,125 @@
+"""A dataset that makes its own videos, once, in a cache folder."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mmssl import Dataset, Sample, UserError
+from mmssl.training.progress import Progress
+from mmssl_media.synthetic_clips import (
+    CLASSES,
+    Format,
+    draw_frames,
+    draw_sound,
+    label_of,
+    write,
+)
+
+# Raise it when clips come to look or sound otherwise: old caches are then left alone.
+_VERSION = 1
+
+
+class Synthetic(Dataset):
+    """Short mp4 files (H.264 and AAC) of eight classes, made from a seed.
+
+    Sight and sound of a video share its class and nothing else, so that one can be learned from
+    the other. Files are written once, to ``$MMSSL_CACHE`` or ``~/.cache/mmssl``.
+
+    Args:
+        videos: number of videos; half a second of work for about thirty.
+        split: "train" and "test" have no video in common.
+        seed: what all videos are drawn from.
+        side: height and width in pixels, even.
+        fps: frames per second.
+        seconds: length of a video.
+        rate: samples of sound per second.
+    """
+
+    def __init__(
+        self,
+        *,
+        videos: Annotated[int, Field(gt=0)] = 800,
+        split: Literal["train", "test"] = "train",
+        seed: Annotated[int, Field(ge=0)] = 0,
+        side: Annotated[int, Field(ge=16, le=1024, multiple_of=2)] = 48,
+        fps: Annotated[int, Field(gt=0, le=120)] = 12,
+        seconds: Annotated[float, Field(ge=0.5, le=600)] = 2.5,
+        rate: Annotated[int, Field(ge=8000, le=96_000)] = 16_000,
+    ) -> None:
+        self.classes = [clip_class.name for clip_class in CLASSES]
+        self._videos = videos
+        self._format = Format(side, fps, seconds, rate)
+        # Streams of random numbers of the two splits are far apart.
+        self._seed = 2 * seed + (split == "test")
+        key = json.dumps([_VERSION, self._seed, side, fps, seconds, rate])
+        digest = hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
+        self.folder = cache_folder() / "synthetic" / f"{split}-{digest}"
+
+    def __len__(self) -> int:
+        return self._videos
+
+    def sample(self, index: int) -> Sample:
+        """The video at ``index``."""
+        path = self._path(index)
+        label = label_of(self._seed, index, len(CLASSES))
+        return Sample(id=path.name, media=str(path), label=label)
+
+    def materialise(self, progress: Progress) -> None:
+        """Write the videos that are missing, on all cores."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make {self.folder} ({error.strerror}): set MMSSL_CACHE to a folder that "
+                "can be written"
+            ) from error
+        missing = [i for i in range(len(self)) if not self._path(i).is_file()]
+        if not missing:
+            return
+        # fork: the writers need none of torch, which a fresh interpreter would import first.
+        with (
+            progress.task("writing videos", len(self), len(self) - len(missing)) as advance,
+            ProcessPoolExecutor(
+                min(len(os.sched_getaffinity(0)), len(missing)),
+                mp_context=multiprocessing.get_context("fork"),
+                initializer=signal.signal,
+                initargs=(signal.SIGINT, signal.SIG_IGN),
+            ) as pool,
+        ):
+            try:
+                for _ in pool.map(self._write, missing, chunksize=8):
+                    advance()
+            except BrokenProcessPool as error:
+                raise UserError(
+                    f"a process that wrote videos to {self.folder} died; is there memory and "
+                    "disk space? Run the same command to go on"
+                ) from error
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:06d}.mp4"
+
+    def _write(self, index: int) -> None:
+        label = label_of(self._seed, index, len(CLASSES))
+        frames = draw_frames(self._format, self._seed, index, label)
+        sound = draw_sound(self._format, self._seed, index, label)
+        write(self._path(index), self._format, frames, sound)
+
+
+def cache_folder() -> Path:
+    """``$MMSSL_CACHE``, or ``mmssl`` in the user's cache folder."""
+    given = os.environ.get("MMSSL_CACHE")
+    if given:
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "mmssl"

@@ -1,0 +1,317 @@
+"""Video: frames read and cropped in a loader process, augmented and normalised on the device."""
+
+import math
+import threading
+from collections.abc import Iterator
+from itertools import chain, islice, takewhile
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+from pydantic import Field
+from torch import Tensor
+
+from mmssl import BadMedia, Draws, Media, MissingModality, Modality, UserError, Window
+from mmssl.data.media import damage_is_bad_media
+from mmssl_media.decode import GRACE, frames_from, video_stream
+
+# A video may end, or begin, somewhat off its sound, as recorders leave it: a clip is moved by so
+# many seconds at most to stay within its frames. Farther off, what is seen would have nothing to
+# do with what is heard.
+_FARTHEST = 1.0
+
+# The NTSC colour space: luma is the first row; hue and saturation are rotation and scale of
+# the other two.
+_YIQ = torch.tensor(
+    [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]],
+    dtype=torch.float64,
+)
+
+
+class Video(Modality):
+    """Frames of one clip: scaled, cropped, augmented alike, normalised.
+
+    The defaults are XDC's: eight consecutive frames at the native rate, short side 256, random
+    crop of 224, horizontal flip, the colour statistics of Facebook's VMZ (section 4.1 of the
+    paper). In evaluation the crop is central and nothing is augmented. Frames are those shown
+    at their times, so a rate that varies is no error; a video shorter than the clip goes on
+    with its last frame. Every augmentation is drawn once a clip and the same for all frames.
+
+    Args:
+        frames: number of frames T in a clip.
+        stride: take every stride-th frame at the video's own rate; not together with `fps`.
+        fps: frames per second of the clip: the frame shown at each instant k / fps. By default
+            the video's own rate.
+        short_side: pixels of the frame's short side after scaling, before cropping.
+        crop: pixels of the square that is cut out, at most `short_side`.
+        flip: probability of a horizontal flip.
+        mean: of red, green and blue between 0 and 255, subtracted.
+        std: of red, green and blue between 0 and 255, divided by.
+        rotate: degrees; the angle is uniform in plus or minus this.
+        scale: the clip is magnified by exp(x), x uniform in plus or minus this.
+        shift: fraction of the crop's side; both offsets are uniform in plus or minus this.
+        brightness: fraction of the full range; what is added is uniform in plus or minus this.
+        contrast: the factor on the distance from the mean colour is uniform in 1 plus or minus
+            this.
+        saturation: the factor on colourfulness is uniform in 1 plus or minus this.
+        hue: fraction of a full turn; the turn of the colours is uniform in plus or minus this.
+    """
+
+    kind = "video"
+
+    def __init__(
+        self,
+        *,
+        frames: Annotated[int, Field(gt=0)] = 8,
+        stride: Annotated[int, Field(gt=0)] = 1,
+        fps: Annotated[float, Field(gt=0)] | None = None,
+        short_side: Annotated[int, Field(gt=0)] = 256,
+        crop: Annotated[int, Field(gt=0)] = 224,
+        flip: Annotated[float, Field(ge=0, le=1)] = 0.5,
+        mean: tuple[float, float, float] = (110.201, 100.64, 95.9966),
+        std: tuple[float, float, float] = (58.1489, 56.4701, 55.3324),
+        rotate: Annotated[float, Field(ge=0, le=180)] = 0.0,
+        scale: Annotated[float, Field(ge=0, le=2)] = 0.0,
+        shift: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        brightness: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        contrast: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        saturation: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0,
+    ) -> None:
+        if crop > short_side:
+            raise UserError(f"video: crop {crop} is larger than short_side {short_side}")
+        if fps is not None and stride != 1:
+            raise UserError("video: set fps or stride, not both")
+        if min(std) <= 0:
+            raise UserError(f"video: std must be positive, got {list(std)}")
+        self.frames = frames
+        self.stride = stride
+        self.fps = fps
+        self.short_side = short_side
+        self.crop = crop
+        self.flip = flip
+        self.mean = mean
+        self.std = std
+        self.rotate = rotate
+        self.scale = scale
+        self.shift = shift
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.hue = hue
+        # The native rate is known only when a file is open: such a clip fits any window.
+        self.seconds = 0.0 if fps is None else frames / fps
+        self.shape = (3, frames, crop, crop)
+
+    def read(self, media: Media, window: Window, rng: np.random.Generator | None) -> Tensor:
+        """``[T, crop, crop, 3]`` uint8, RGB.
+
+        Raises:
+            MissingModality: no video stream, or it has no frame where the window is.
+            BadMedia: it cannot be decoded.
+        """
+        clip = torch.empty((self.frames, self.crop, self.crop, 3), dtype=torch.uint8)
+        out = clip.numpy()
+        corner = rng.random(2) if rng is not None else np.array([0.5, 0.5])
+        previous, size, count = None, None, 0
+        for frame in self._frames(media, window):
+            if frame is previous:
+                out[count] = out[count - 1]
+            else:
+                # Frames may change size within a file; the first one's holds for the clip.
+                size = size or _scaled(frame.width, frame.height, self.short_side)
+                out[count] = self._pixels(frame, size, corner)
+            previous, count = frame, count + 1
+        out[count:] = out[count - 1]
+        return clip
+
+    def _frames(self, media: Media, window: Window) -> Iterator[VideoFrame]:
+        """Between one and `frames` frames, within the sample and where the window is."""
+        stream = video_stream(media)
+        seconds = self.seconds or self.frames * self.stride / float(
+            stream.average_rate or stream.guessed_rate or 25
+        )
+        start = _clip_start(media, stream, window, seconds)
+        # What is shown at the start belongs to the clip, whenever it began.
+        shown = takewhile(
+            lambda found: found[0] < media.end - GRACE or found[0] <= start + GRACE,
+            frames_from(media, start),
+        )
+        first = next(shown, None)
+        if first is None or (window.seconds and first[0] > start + _FARTHEST):
+            raise _nothing_between(start, min(start + seconds, media.end))
+        clip = chain([first], shown)
+        if self.fps is None:
+            for _, frame in islice(clip, 0, self.frames * self.stride, self.stride):
+                yield frame
+        else:
+            yield from _at(clip, [start + k / self.fps for k in range(self.frames)])
+
+    def _pixels(self, frame: VideoFrame, size: tuple[int, int], corner: np.ndarray) -> np.ndarray:
+        """``[crop, crop, 3]``: the frame scaled, cut at a relative corner, upright."""
+        width, height = size
+        with damage_is_bad_media():
+            scaled = _reformatter().reformat(
+                frame,
+                width=width,
+                height=height,
+                format="rgb24",
+                interpolation=Interpolation.BILINEAR,
+                # The loader's processes are the parallelism; and threads of the scaler's own
+                # would not live on in a process forked after it, which would wait for them.
+                threads=1,
+            )
+        plane = scaled.planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
+        pixels = rows[:height, : 3 * width].reshape(height, width, 3)
+        # Central without drawing: 0.5 falls into the middle of the choices.
+        top = int(corner[0] * (height - self.crop + 1))
+        left = int(corner[1] * (width - self.crop + 1))
+        cut = pixels[top : top + self.crop, left : left + self.crop]
+        return np.rot90(cut, round(frame.rotation / 90)) if frame.rotation else cut
+
+    def empty(self) -> Tensor:
+        """``[T, crop, crop, 3]`` uint8 zeros."""
+        return torch.zeros((self.frames, self.crop, self.crop, 3), dtype=torch.uint8)
+
+    def prepare(self, batch: Tensor, draws: Draws | None) -> Tensor:
+        """``[B, T, H, W, 3]`` uint8 to ``[B, 3, T, H, W]`` float32."""
+        clips = batch.permute(0, 4, 1, 2, 3)
+        if draws is not None:
+            clips = self._move(clips, draws)
+        clips = clips.float()  # new memory, so that what follows may be done in place
+        if draws is not None:
+            clips = self._recolour(clips, draws)
+        mean = torch.tensor(self.mean, device=batch.device).view(3, 1, 1, 1)
+        std = torch.tensor(self.std, device=batch.device).view(3, 1, 1, 1)
+        return clips.sub_(mean).div_(std)
+
+    def _move(self, clips: Tensor, draws: Draws) -> Tensor:
+        """Flip, rotate, magnify and shift, in one resampling where one is needed.
+
+        Where none is, clips stay uint8: a fourth of the memory to walk through.
+        """
+        flip = draws.chance(self.flip)
+        if not (self.rotate or self.scale or self.shift):
+            return torch.where(flip.view(-1, 1, 1, 1, 1), clips.flip(-1), clips)
+        angle = draws.uniform(low=-1, high=1) * math.radians(self.rotate)
+        size = torch.exp(-draws.uniform(low=-1, high=1) * self.scale)
+        # affine_grid measures from -1 to 1.
+        offset = draws.uniform(2, low=-1, high=1) * 2 * self.shift
+        mirror = 1.0 - 2.0 * flip
+        cos, sin = torch.cos(angle) * size, torch.sin(angle) * size
+        theta = torch.stack(
+            [
+                torch.stack([cos * mirror, -sin, offset[:, 0]], 1),
+                torch.stack([sin * mirror, cos, offset[:, 1]], 1),
+            ],
+            1,
+        )
+        count, _, frames, height, width = clips.shape
+        planes = clips.reshape(count, 3 * frames, height, width).float()
+        grid = F.affine_grid(theta, list(planes.shape), align_corners=False)
+        moved = F.grid_sample(planes, grid, padding_mode="reflection", align_corners=False)
+        return moved.view(count, 3, frames, height, width)
+
+    def _recolour(self, clips: Tensor, draws: Draws) -> Tensor:
+        """Brightness, saturation, contrast, hue, in this order and with one clamp at the end.
+
+        All are affine maps of a pixel's colour x, so they are one:
+        brightness b, saturation S, contrast c around the clip's mean m, and hue H make it
+        H S (c x + (1 - c) m + b).
+        """
+        if not (self.brightness or self.contrast or self.saturation or self.hue):
+            return clips
+        count = len(clips)
+        unit = draws.uniform(4, low=-1, high=1)
+        brightness = 255.0 * self.brightness * unit[:, :1]
+        contrast = 1.0 + self.contrast * unit[:, 1:2]
+        saturation = 1.0 + self.saturation * unit[:, 2]
+        hue = 2.0 * math.pi * self.hue * unit[:, 3]
+        chroma = torch.zeros(count, 3, 3, device=clips.device)
+        chroma[:, 0, 0] = 1.0
+        chroma[:, 1, 1] = chroma[:, 2, 2] = saturation * torch.cos(hue)
+        chroma[:, 2, 1] = saturation * torch.sin(hue)
+        chroma[:, 1, 2] = -chroma[:, 2, 1]
+        to_yiq, to_rgb = (m.float().to(clips.device) for m in (_YIQ, torch.linalg.inv(_YIQ)))
+        colours = to_rgb @ chroma @ to_yiq
+        mean = clips.mean((2, 3, 4))
+        constant = torch.bmm(colours, ((1.0 - contrast) * mean + brightness)[..., None])
+        pixels = clips.reshape(count, 3, -1)
+        recoloured = torch.baddbmm(constant, contrast[..., None] * colours, pixels)
+        return recoloured.clamp(0.0, 255.0).view(clips.shape)
+
+
+_local = threading.local()
+
+
+def _reformatter() -> VideoReformatter:
+    """One for each thread: it keeps its tables, which take longer to make than a clip to scale."""
+    if not hasattr(_local, "reformatter"):
+        _local.reformatter = VideoReformatter()
+    return _local.reformatter
+
+
+def _scaled(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Width and height whose smaller one is ``short_side``, in the same proportion."""
+    # What is narrower is a damaged header, and would be scaled to gigabytes.
+    if not 0 < max(width, height) <= 32 * min(width, height):
+        raise BadMedia(f"its frames are {width} by {height} pixels")
+    if width < height:
+        return short_side, max(short_side, round(height * short_side / width))
+    return max(short_side, round(width * short_side / height)), short_side
+
+
+def _clip_start(media: Media, stream: VideoStream, window: Window, seconds: float) -> float:
+    """Where a clip of so many seconds starts: where the window is, within the video's frames.
+
+    A clip that the window holds is in its middle. One that is longer has the relative position
+    in its sample that the window has, so that evenly placed windows give evenly placed clips.
+
+    Raises:
+        MissingModality: the video's frames are too far from the window.
+    """
+    begin, end = _span(media, stream)
+    room = media.end - media.start - window.seconds
+    share = min(1.0, max(0.0, (window.start - media.start) / room)) if room else 0.5
+    if window.seconds == 0:
+        # A point has no seconds that another modality shows: the clip may be anywhere.
+        return begin + share * max(0.0, end - begin - seconds)
+    if window.seconds < seconds:
+        wanted = media.start + share * (media.end - media.start - seconds)
+    else:
+        wanted = window.centred(seconds).start
+    wanted = max(media.start, min(wanted, media.end - seconds))
+    start = max(begin, min(wanted, end - seconds))
+    if abs(start - wanted) > _FARTHEST:
+        raise _nothing_between(wanted, min(wanted + seconds, media.end))
+    return start
+
+
+def _span(media: Media, stream: VideoStream) -> tuple[float, float]:
+    """Seconds between which the sample has frames, as far as the container knows."""
+    unit, first = float(stream.time_base or 0), stream.start_time or 0
+
+    def inside(ticks: int) -> float:
+        return max(media.start, min(ticks * unit - media.origin, media.end))
+
+    end = media.end if stream.duration is None else inside(first + stream.duration)
+    return inside(first), end
+
+
+def _nothing_between(start: float, end: float) -> MissingModality:
+    return MissingModality(f"no video between {start:.2f} and {end:.2f} s")
+
+
+def _at(shown: Iterator[tuple[float, VideoFrame]], times: list[float]) -> Iterator[VideoFrame]:
+    """The frame shown at each of ascending times; the last frame goes on being shown."""
+    _, frame = next(shown)
+    following = next(shown, None)
+    for time in times:
+        while following is not None and following[0] <= time + GRACE:
+            frame, following = following[1], next(shown, None)
+        yield frame

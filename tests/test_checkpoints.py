@@ -1,0 +1,91 @@
+"""Checkpoints: whole or not at all, the last K kept."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmssl.errors import UserError
+from mmssl.training import checkpoints
+
+
+def test_the_newest_are_kept_and_loaded(tmp_path: Path) -> None:
+    for step in (5, 10, 20, 100_000_000):
+        checkpoints.save(tmp_path, {"step": step, "w": torch.full((2,), step)}, step=step, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020.pt", "step-100000000.pt"]
+    state = checkpoints.load_newest(tmp_path)
+    assert state is not None
+    assert state["step"] == 100_000_000
+
+
+def test_nothing_to_load(tmp_path: Path) -> None:
+    assert checkpoints.load_newest(tmp_path / "none") is None
+
+
+def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    checkpoints.write_atomically(path, lambda p: p.write_text("old"))
+
+    def die(temporary: Path) -> None:
+        temporary.write_text("ha")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.write_atomically(path, die)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_readable_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+
+    def private(temporary: Path) -> None:
+        temporary.touch(mode=0o600)
+
+    checkpoints.write_atomically(tmp_path / "file", private)
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000001.pt.99.tmp").write_text("half")
+    checkpoints.save(tmp_path, {}, step=2, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000002.pt"]
+
+
+def test_a_damaged_file_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
+    checkpoints.save(tmp_path, {"step": 1}, step=1, keep=3)
+    newest = checkpoints.save(tmp_path, {"step": 2}, step=2, keep=3)
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.warns(UserWarning, match=r"step-00000002.pt cannot be read"):
+        state = checkpoints.load_newest(tmp_path)
+    assert state is not None
+    assert state["step"] == 1
+    assert [p.name for p in tmp_path.glob("*.damaged")] == ["step-00000002.pt.damaged"]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(tmp_path: Path) -> None:
+    path = checkpoints.save(tmp_path, {"step": 1}, step=1, keep=1)
+    path.write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(UserError, match="no ch"):
+        checkpoints.load_newest(tmp_path)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    torch.save({"format": 99}, tmp_path / "step-00000001.pt")
+    with pytest.raises(UserError, match="checkpoint format 99, this version reads 1"):
+        checkpoints.load_newest(tmp_path)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("code ran",))
+
+
+def test_no_code_runs_on_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"format": 1, "x": Evil()}, tmp_path / "step-00000001.pt")
+    with (
+        pytest.warns(UserWarning, match="cannot be read"),
+        pytest.raises(UserError, match="no checkpoint can be read"),
+    ):
+        checkpoints.load_newest(tmp_path)
+    assert "code ran" not in capsys.readouterr().out

@@ -1,0 +1,97 @@
+"""Encoders: absent modalities, several modalities in one backbone, saving."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toys import Perceptron
+
+from mmssl.contracts import Backbone, Features
+from mmssl.training.encoders import Encoders
+
+
+class Joint(Backbone):
+    """Two modalities through one network, with tokens and a joint feature."""
+
+    modalities = "any"
+    dim = 4
+    joint = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(3, 4)
+        self.tied = self.shared  # one tensor under two names
+
+    def forward(  # type: ignore[override]
+        self, clips: dict[str, Tensor], present: dict[str, Tensor]
+    ) -> dict[str, Features]:
+        each = {name: Features(self.shared(clip)) for name, clip in clips.items()}
+        joint = torch.stack([f.pooled for f in each.values()]).mean(0)
+        return {**each, "+".join(clips): Features(joint)}
+
+
+def encoders() -> Encoders:
+    torch.manual_seed(0)
+    return Encoders({"b": Perceptron(3, 6), "a": Perceptron(3, 5)}, ["a", "b"])
+
+
+CLIPS = {"a": torch.randn(6, 3), "b": torch.randn(6, 3)}
+ALL = torch.ones(6, dtype=torch.bool)
+
+
+def test_dims_stand_in_the_recipes_order() -> None:
+    assert list(encoders().dims.items()) == [("a", 5), ("b", 6)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("missing", [[2], [0, 1, 2, 3, 5], [0, 1, 2, 3, 4, 5]])
+def test_absent_rows_are_zero_and_change_nothing_for_the_others(
+    training: bool, missing: list[int]
+) -> None:
+    network = encoders().train(training)
+    for backbone in network.backbones.values():
+        backbone.layers[3].p = 0.0  # type: ignore[union-attr, index]
+    present = ALL.clone()
+    present[missing] = False
+    zeroed = {"a": CLIPS["a"] * present[:, None], "b": CLIPS["b"]}
+    garbage = {"a": torch.where(present[:, None], CLIPS["a"], torch.tensor(1e6)), "b": CLIPS["b"]}
+    out = network(zeroed, {"a": present, "b": ALL})
+    assert out["a"].pooled[~present].eq(0).all()
+    assert out["a"].pooled.shape == (6, 5)
+    again = encoders().train(training)
+    for backbone in again.backbones.values():
+        backbone.layers[3].p = 0.0  # type: ignore[union-attr, index]
+    assert torch.equal(again(garbage, {"a": present, "b": ALL})["a"].pooled, out["a"].pooled)
+    # Running statistics have not seen the absent rows either.
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert network.training == training
+    assert all(module.training == training for module in network.modules())
+
+
+def test_statistics_learn_from_present_rows_alone() -> None:
+    present = ALL.clone()
+    present[4:] = False
+    partly, only = encoders(), encoders()
+    partly(CLIPS, {"a": present, "b": ALL})
+    only({"a": CLIPS["a"][:4], "b": CLIPS["b"][:4]}, {"a": ALL[:4], "b": ALL[:4]})
+    key = "backbones.a.layers.1.running_mean"
+    assert torch.equal(partly.state_dict()[key], only.state_dict()[key])
+
+
+def test_one_backbone_for_two_modalities() -> None:
+    network = Encoders({"a+b": Joint()}, ["a", "b"])
+    assert network.dims == {"a": 4, "b": 4}
+    out = network(CLIPS, {"a": ALL, "b": ALL})
+    assert set(out) == {"a", "b", "a+b"}
+    assert torch.allclose(out["a+b"].pooled, (out["a"].pooled + out["b"].pooled) / 2)
+
+
+def test_saved_and_loaded_with_tied_tensors(tmp_path: Path) -> None:
+    first = Encoders({"a+b": Joint()}, ["a", "b"])
+    first.save(tmp_path / "encoders.safetensors")
+    second = Encoders({"a+b": Joint()}, ["a", "b"])
+    second.load(tmp_path / "encoders.safetensors")
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name])

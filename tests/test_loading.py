@@ -1,0 +1,189 @@
+"""From rows to batches: what arrives does not depend on how it was loaded."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toys import Rows, Vector
+
+from mmssl.contracts import Batch
+from mmssl.data.loading import (
+    ClipReader,
+    LoaderSettings,
+    Unreadable,
+    evaluation_window,
+    ordered_batches,
+    training_batches,
+    training_window,
+)
+from mmssl.data.sampling import Sampler
+from mmssl.data.skipped import Skipped
+from mmssl.errors import UserError
+
+MODALITIES = {"a": Vector("a"), "b": Vector("b", dim=3)}
+
+
+def train(dataset: Rows, workers: int = 0, start: int = 0, count: int = 5) -> list[Batch]:
+    reader = ClipReader(dataset, MODALITIES, seed=1, sampler=Sampler(len(dataset), 1))
+    settings = LoaderSettings(workers=workers, prefetch=2)
+    batches = training_batches(reader, start=start, batch_size=4, count=count, settings=settings)
+    return [loaded.batch for loaded in batches]
+
+
+def same(first: Batch, second: Batch) -> bool:
+    return (
+        torch.equal(first.index, second.index)
+        and torch.equal(first.seeds, second.seeds)
+        and all(torch.equal(first.clips[name], second.clips[name]) for name in first.clips)
+        and all(torch.equal(first.present[name], second.present[name]) for name in first.clips)
+    )
+
+
+def test_workers_change_nothing() -> None:
+    dataset = Rows(30, bad=[3, 4], without={"b": [7, 8]})
+    for first, second in zip(train(dataset, 0), train(dataset, 2), strict=True):
+        assert same(first, second)
+
+
+def test_a_later_start_gives_the_later_batches() -> None:
+    dataset = Rows(30)
+    assert all(
+        same(a, b)
+        for a, b in zip(train(dataset)[2:], train(dataset, start=8, count=3), strict=True)
+    )
+
+
+def test_every_clip_is_that_of_its_row() -> None:
+    dataset = Rows(30)
+    still = {"a": Vector("a", augment=0)}
+    reader = ClipReader(dataset, still, seed=0, sampler=Sampler(30, 5))
+    expected = {row: ClipReader(dataset, still, seed=0)[row][0].tensors["a"] for row in range(30)}
+    settings = LoaderSettings(workers=2)
+    for loaded in training_batches(reader, start=0, batch_size=10, count=6, settings=settings):
+        for i, row in enumerate(loaded.batch.index.tolist()):
+            # The clip differs from the central one by its window and jitter only.
+            assert torch.allclose(loaded.batch.clips["a"][i], expected[row], atol=0.06)
+            assert loaded.batch.labels[i] == row % 3
+
+
+def test_an_unreadable_row_is_replaced_in_training_and_named() -> None:
+    dataset = Rows(20, bad=[5])
+    reader = ClipReader(dataset, MODALITIES, seed=1, sampler=Sampler(20, 1))
+    settings = LoaderSettings()
+    batches = list(training_batches(reader, start=0, batch_size=4, count=5, settings=settings))
+    rows = torch.cat([loaded.batch.index for loaded in batches])
+    assert len(rows) == 20
+    assert 5 not in rows
+    assert [f for loaded in batches for f in loaded.unreadable] == [
+        Unreadable(5, "row5", "is damaged")
+    ]
+
+
+def test_an_unreadable_row_stays_in_its_place_when_measuring() -> None:
+    reader = ClipReader(Rows(7, bad=[2], without={"a": [4]}), MODALITIES, seed=1)
+    loaded = list(
+        ordered_batches(
+            reader, np.arange(7), batch_size=3, split="validation", settings=LoaderSettings()
+        )
+    )
+    assert torch.cat([x.batch.index for x in loaded]).tolist() == list(range(7))
+    present = torch.cat([x.batch.present["a"] for x in loaded]).tolist()
+    assert present == [True, True, False, True, False, True, True]
+    assert torch.cat([x.batch.present["b"] for x in loaded]).tolist()[4]
+    assert loaded[1].batch.clips["a"][1].eq(0).all()
+    assert loaded[0].batch.split == "validation"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_only_unreadable_rows_end_in_one_line(workers: int) -> None:
+    with pytest.raises(UserError) as caught:
+        train(Rows(4, bad=range(4)), workers)
+    message = r"20 samples in a row could not be read; the last was row\d: is damaged"
+    assert re.fullmatch(message, str(caught.value))
+
+
+def test_a_sample_without_any_modality_is_unreadable() -> None:
+    dataset = Rows(3, without={"a": [1], "b": [1]})
+    clip, failures = ClipReader(dataset, MODALITIES, seed=0)[1]
+    assert not any(clip.present.values())
+    assert failures[0].reason == "has none of the modalities a, b"
+
+
+def test_views_stand_next_to_each_other() -> None:
+    reader = ClipReader(Rows(3), MODALITIES, seed=0, views=2)
+    (loaded,) = ordered_batches(
+        reader, np.array([0, 2]), batch_size=8, split="train", settings=LoaderSettings()
+    )
+    assert loaded.batch.index.tolist() == [0, 0, 2, 2]
+    # Windows of 2 s in samples of 10 s: the views begin 8 s apart.
+    apart = loaded.batch.clips["a"][1] - loaded.batch.clips["a"][0]
+    assert torch.allclose(apart, torch.full((8,), 0.008), atol=1e-5)
+
+
+def test_windows() -> None:
+    assert [evaluation_window(1, 11, 2, v, 5).start for v in range(5)] == [1, 3, 5, 7, 9]
+    assert evaluation_window(1, 11, 2, 0, 1).start == 5
+    rng = np.random.default_rng(0)
+    starts = [training_window(1, 11, 2, rng).start for _ in range(2000)]
+    assert min(starts) >= 1
+    assert max(starts) <= 9
+    assert np.mean(starts) == pytest.approx(5, abs=0.15)
+
+
+def test_windows_longer_than_the_sample_are_around_it() -> None:
+    assert evaluation_window(1, 2, 4, 0, 1).start == -0.5
+    # From the one that ends with the sample to the one that begins with it.
+    assert [evaluation_window(1, 2, 4, v, 3).start for v in range(3)] == [-2, -0.5, 1]
+    rng = np.random.default_rng(0)
+    starts = [training_window(1, 2, 4, rng).start for _ in range(2000)]
+    assert min(starts) >= -2
+    assert max(starts) <= 1
+    assert np.mean(starts) == pytest.approx(-0.5, abs=0.1)
+    assert np.std(starts) == pytest.approx(3 / 12**0.5, rel=0.05)
+
+
+def test_the_ledger_names_each_once_and_stops_over_the_threshold(tmp_path: Path) -> None:
+    path = tmp_path / "skipped.jsonl"
+    skipped = Skipped(path, {"train": 20, "validation": 5}, max_bad=0.1)
+    for row in (3, 3, 4):
+        skipped("train", Unreadable(row, f"row{row}", "torn"))
+    with open(path, "a") as file:
+        file.write('{"split": "tra')  # killed while writing
+    again = Skipped(path, {"train": 20, "validation": 5}, max_bad=0.1)
+    assert len(again) == 2
+    again("train", Unreadable(4, "row4", "torn"))
+    with pytest.raises(UserError, match=r"3 of 20 train samples cannot be read.*row9: torn"):
+        again("train", Unreadable(9, "row9", "torn"))
+    # Starting again is no way around it.
+    with pytest.raises(UserError, match=r"3 of 20 train samples"):
+        Skipped(path, {"train": 20}, max_bad=0.1)("train", Unreadable(9, "row9", "torn"))
+    lines = path.read_text().splitlines()
+    assert json.loads(lines[-1])["id"] == "row9"  # not fused with the line that a kill cut
+    assert json.loads(lines[0]) == {"split": "train", "row": 3, "id": "row3", "reason": "torn"}
+
+
+def test_a_process_that_stops_in_the_middle_leaves_no_workers() -> None:
+    before = set(multiprocessing.active_children())
+    reader = ClipReader(Rows(64), MODALITIES, seed=1)
+    loader = ordered_batches(
+        reader, range(64), batch_size=2, split="train", settings=LoaderSettings(workers=2)
+    )
+    next(loader), next(loader)  # one from each: both have begun
+    started = set(multiprocessing.active_children()) - before
+    assert len(started) == 2
+    for worker in started:  # as a cluster does to all processes of a job
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGTERM)
+    assert len(list(loader)) == 30
+    again = ordered_batches(
+        reader, range(64), batch_size=2, split="train", settings=LoaderSettings(workers=2)
+    )
+    next(again)
+    again.close()
+    assert set(multiprocessing.active_children()) == before

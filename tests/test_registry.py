@@ -1,0 +1,164 @@
+"""Plugins: owners, clashes, and strangers that misbehave."""
+
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmssl import hookimpl
+from mmssl.errors import UserError
+from mmssl.hooks import KINDS
+from mmssl.registry import Registry, discover, load_plugins, which_kind
+
+
+def plugin(name: str, **hooks: Callable[..., None]) -> types.ModuleType:
+    module = types.ModuleType(name)
+    for hook, function in hooks.items():
+        setattr(module, hook, hookimpl(function))
+    return module
+
+
+def registering(*pairs: tuple[str, str]) -> Callable[..., None]:
+    def hook(register: Any) -> None:
+        for name, target in pairs:
+            register(name, target)
+
+    return hook
+
+
+def registry_of(**modules: Any) -> Registry:
+    def importing(module: Any) -> Callable[[], Any]:
+        def load() -> Any:
+            if isinstance(module, BaseException):
+                raise module
+            return module
+
+        return load
+
+    return load_plugins([(name, "1.0", importing(module)) for name, module in modules.items()])
+
+
+def test_every_component_has_an_owner() -> None:
+    registry = registry_of(
+        first=plugin("first", register_objectives=registering(("a", "m:A"), ("b", "m:B"))),
+        second=plugin("second", register_objectives=registering(("c", "n:C"))),
+    )
+    found = [(c.name, c.owner, c.target) for c in registry.components("objectives")]
+    assert found == [("a", "first", "m:A"), ("b", "first", "m:B"), ("c", "second", "n:C")]
+    assert registry.resolve("objectives", "second/c").owner == "second"
+
+
+def test_a_clash_names_both_owners_and_the_way_out() -> None:
+    registry = registry_of(
+        first=plugin("first", register_backbones=registering(("net", "m:A"))),
+        second=plugin("second", register_backbones=registering(("net", "n:B"))),
+    )
+    with pytest.raises(UserError) as caught:
+        registry.resolve("backbones", "net")
+    assert str(caught.value) == (
+        "backbone 'net' is brought by 'first' and 'second': write 'first/net' or 'second/net'"
+    )
+    assert registry.resolve("backbones", "second/net").target == "n:B"
+
+
+def test_a_missing_component_proposes_a_near_one_and_names_broken_plugins() -> None:
+    registry = registry_of(
+        good=plugin("good", register_objectives=registering(("vicreg", "m:A"))),
+        torn=ImportError("No module named 'torn_dependency'"),
+    )
+    with pytest.raises(UserError) as caught:
+        registry.resolve("objectives", "vicrek")
+    assert str(caught.value) == (
+        "unknown objective 'vicrek'; did you mean 'vicreg'? (broken plugins, which might have "
+        "brought it: torn (ImportError: No module named 'torn_dependency'))"
+    )
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (SystemExit("leaving"), "SystemExit: leaving"),
+        (RuntimeError("two\nlines"), "RuntimeError: two lines"),
+        (
+            plugin("x", register_objektives=registering(("a", "m:A"))),
+            "unknown hook 'register_objektives', meant 'register_objectives'?",
+        ),
+        (plugin("x", register_objectives=registering(("a", "nowhere"))), "module:attribute"),
+        (
+            plugin("x", register_objectives=registering(("a", "m:A"), ("a", "m:B"))),
+            "objective 'a' is registered twice",
+        ),
+        (plugin("x", register_objectives=lambda registrar: None), "registrar"),
+    ],
+)
+def test_a_broken_plugin_is_listed_and_stops_no_other(broken: Any, reason: str) -> None:
+    registry = registry_of(
+        broken=broken,
+        good=plugin("good", register_objectives=registering(("fine", "m:A"))),
+    )
+    bad, good = registry.plugins
+    assert bad.error is not None
+    assert reason in bad.error
+    assert bad.components == ()
+    assert good.error is None
+    assert registry.resolve("objectives", "fine").owner == "good"
+
+
+def test_a_target_that_does_not_import_names_its_owner() -> None:
+    registry = registry_of(
+        mine=plugin("mine", register_objectives=registering(("a", "no_such_module:A")))
+    )
+    with pytest.raises(UserError, match=r"objective 'a' of plugin 'mine' does not load from"):
+        registry.resolve("objectives", "a").load()
+
+
+def test_every_first_party_component_loads() -> None:
+    registry = discover()
+    assert [plugin.error for plugin in registry.plugins] == [None] * len(registry.plugins)
+    for kind in KINDS:
+        assert registry.components(kind), f"nothing registers {kind}"
+        for component in registry.components(kind):
+            assert callable(component.load())
+
+
+def test_kinds_in_both_numbers() -> None:
+    assert which_kind("backbone") == which_kind("backbones") == "backbones"
+    assert which_kind("modality") == "modalities"
+    with pytest.raises(UserError, match="unknown kind 'backbon'; did you mean 'backbones'"):
+        which_kind("backbon")
+
+
+def test_listing_imports_no_torch() -> None:
+    code = (
+        "import sys; from mmssl.registry import discover; discover(); import mmssl.cli; "
+        "print([m for m in ('torch', 'numpy', 'av', 'pydantic', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_imports_run_one_way() -> None:
+    """The core imports no plugin; a plugin imports another only through its ``__init__``."""
+    import ast
+
+    root = Path(__file__).parent.parent
+    plugins = {path.name for path in (root / "plugins").iterdir() if path.is_dir()}
+    wrong = []
+    for path in [*root.glob("mmssl/**/*.py"), *root.glob("plugins/**/*.py")]:
+        relative = path.relative_to(root)
+        home = relative.parts[1] if relative.parts[0] == "plugins" else "mmssl"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for name in names:
+                top, _, inside = name.partition(".")
+                if top in plugins and top != home and (home == "mmssl" or inside):
+                    wrong.append(f"{relative}: {name}")
+    assert wrong == []

@@ -1,0 +1,101 @@
+"""Which row stands at each position."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmssl.contracts import IGNORE
+from mmssl.data.sampling import Permutation, Sampler
+
+
+@given(size=st.integers(1, 2000), seed=st.integers(-(2**70), 2**70))
+@settings(max_examples=60, deadline=None)
+def test_permutation_visits_every_element_once(size: int, seed: int) -> None:
+    out = Permutation(size, seed)(np.arange(size))
+    assert sorted(out.tolist()) == list(range(size))
+
+
+def test_permutation_is_found_at_any_position_alone() -> None:
+    permutation = Permutation(65_000_000, 3)
+    positions = np.array([0, 1, 12_345_678, 64_999_999])
+    together = permutation(positions)
+    assert [int(permutation(np.array([p]))[0]) for p in positions] == together.tolist()
+    assert ((together >= 0) & (together < 65_000_000)).all()
+
+
+def test_permutations_of_two_seeds_differ_and_scatter() -> None:
+    size = 10_000
+    first, second = (Permutation(size, seed)(np.arange(size)) for seed in (0, 1))
+    # A random permutation keeps one element in place on average, and neighbours lie far apart.
+    assert (first == second).sum() < 10
+    assert (first == np.arange(size)).sum() < 10
+    assert np.abs(np.diff(first)).mean() == pytest.approx(size / 3, rel=0.05)
+    assert abs(np.corrcoef(np.arange(size), first)[0, 1]) < 0.05
+
+
+def test_empty_permutation_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        Permutation(0, 0)
+
+
+@given(
+    size=st.integers(1, 50),
+    passes=st.integers(1, 4),
+    cut=st.integers(1, 17),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60, deadline=None)
+def test_sampler_walks_the_whole_set_in_every_pass(
+    size: int, passes: int, cut: int, seed: int
+) -> None:
+    total = size * passes
+    sampler = Sampler(size, seed)
+    rows = np.concatenate(
+        [sampler.rows(np.arange(i, min(i + cut, total))) for i in range(0, total, cut)]
+    )
+    for number in range(passes):
+        assert sorted(rows[number * size : (number + 1) * size]) == list(range(size))
+    assert rows.tolist() == Sampler(size, seed).rows(np.arange(total)).tolist()
+
+
+def test_passes_have_different_orders() -> None:
+    rows = Sampler(100, 0).rows(np.arange(200))
+    assert rows[:100].tolist() != rows[100:].tolist()
+
+
+def test_substitutes_differ_from_the_row_and_from_each_other() -> None:
+    sampler = Sampler(10_000, 0)
+    positions = np.arange(500)
+    attempts = [sampler.rows(positions, attempt) for attempt in range(3)]
+    for i in range(3):
+        for j in range(i):
+            assert (attempts[i] == attempts[j]).mean() < 0.02
+
+
+def test_balanced_sampling_is_uniform_over_clusters_and_over_members() -> None:
+    # Cluster 0 has 90 rows, cluster 3 has 9, cluster 7 one; 1 and 2 are empty; 5 rows have none.
+    labels = np.array([0] * 90 + [3] * 9 + [7] + [IGNORE] * 5, np.int32)
+    rows = Sampler(len(labels), 0, [labels]).rows(np.arange(60_000))
+    counts = Counter(labels[rows].tolist())
+    assert set(counts) == {0, 3, 7}
+    for cluster in counts:
+        assert counts[cluster] == pytest.approx(20_000, rel=0.05)
+    members = Counter(rows[labels[rows] == 3].tolist())
+    assert len(members) == 9
+    assert min(members.values()) > 0.85 * 20_000 / 9
+
+
+def test_two_labelings_take_turns() -> None:
+    first = np.array([0] * 99 + [1], np.int32)
+    second = np.array([1] + [0] * 99, np.int32)
+    rows = Sampler(100, 0, [first, second]).rows(np.arange(20_000))
+    assert first[rows[0::2]].mean() == pytest.approx(0.5, abs=0.02)
+    assert second[rows[1::2]].mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_balancing_over_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="every row is ignored"):
+        Sampler(3, 0, [np.full(3, IGNORE, np.int32)])
