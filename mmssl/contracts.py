@@ -42,13 +42,16 @@ class Sample:
 
     Attributes:
         id: unique in its dataset and stable between runs; names the sample in messages.
-        media: path of the file that holds its media, or None for a modality read from `fields`.
+        media: path or fsspec URL (``s3://...``) of the file that holds its media, or None for a
+            modality read from `fields`.
         start: where the sample begins in the file, in seconds.
         end: where it ends, in seconds; None for the end of the file.
         label: index into `Dataset.classes`, or None. Pretraining without labels only measures
             with it.
         fields: any further columns of the row; a new modality reads its own.
         root: folder that relative paths in `fields` are relative to.
+        span: first byte and number of bytes of the media in that file, where it is a part of an
+            archive; None for the whole file.
     """
 
     id: str
@@ -58,6 +61,24 @@ class Sample:
     label: int | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
     root: str = ""
+    span: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Rows that lie together, for data that are read fastest nearly in order.
+
+    Training then visits groups in random order and shuffles rows within a moving buffer, instead
+    of jumping through all of the data.
+
+    Attributes:
+        groups: ``[G]`` int64, the number of consecutive rows in each group, such as a shard.
+        buffer: how many rows are shuffled together, at least 1; more mixes better, fewer touch
+            fewer groups at a time.
+    """
+
+    groups: np.ndarray
+    buffer: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +269,10 @@ class Dataset(ABC):
         rows = {size * i // 4096 for i in range(4096)} if size else set()
         text = "\n".join([str(size), *(self.sample(row).id for row in sorted(rows))])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def storage(self) -> Storage | None:
+        """How rows lie where they are stored; None where any row costs the same."""
+        return None
 
     def labels(self) -> np.ndarray:
         """``[len(self)]`` int32, `IGNORE` where a sample has none. Used for measuring only."""

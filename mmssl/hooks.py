@@ -94,6 +94,15 @@ def register_trackers(register: Register) -> None:
     """Where metrics go beside ``log.jsonl`` (`mmssl.Tracker`)."""
 
 
+@hookspec
+def register_commands(register: Register) -> None:
+    """Verbs of the command line, named ``"group verb"``: ``mmssl group verb``.
+
+    A target is a function as typer takes it; what it returns is the exit code, None being 0. Its
+    group's ``--help`` imports it, so it imports what is slow, torch above all, when it is called.
+    """
+
+
 # The kinds, in the order in which a recipe is read. "modalities" is the hook register_modalities.
 KINDS = (
     "modalities",
@@ -106,3 +115,6 @@ KINDS = (
     "launchers",
     "trackers",
 )
+
+# All that can be registered; commands are not named in recipes.
+REGISTERED = (*KINDS, "commands")

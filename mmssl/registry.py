@@ -17,11 +17,11 @@ import pluggy
 
 from mmssl import hooks
 from mmssl.errors import UserError
-from mmssl.hooks import KINDS
+from mmssl.hooks import KINDS, REGISTERED
 
 SINGULAR = {
     "modalities": "modality",
-    **{kind: kind[:-1] for kind in KINDS if kind != "modalities"},
+    **{kind: kind[:-1] for kind in REGISTERED if kind != "modalities"},
 }
 
 
@@ -31,8 +31,8 @@ def which_kind(word: str) -> str:
     Raises:
         UserError: there is none; the message lists them.
     """
-    for kind, one in SINGULAR.items():
-        if word in (kind, one):
+    for kind in KINDS:
+        if word in (kind, SINGULAR[kind]):
             return kind
     near = difflib.get_close_matches(word, KINDS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(KINDS)}"
@@ -122,14 +122,15 @@ class Registry:
 def _collect(manager: pluggy.PluginManager, name: str, module: Any) -> tuple[Registration, ...]:
     """Call the register hooks of one plugin only, so that every component has an owner."""
     for hook in dir(module):
-        if hook.startswith("register_") and hook.removeprefix("register_") not in KINDS:
-            near = difflib.get_close_matches(hook, [f"register_{kind}" for kind in KINDS], n=1)
+        if hook.startswith("register_") and hook.removeprefix("register_") not in REGISTERED:
+            known = [f"register_{kind}" for kind in REGISTERED]
+            near = difflib.get_close_matches(hook, known, n=1)
             raise ValueError(f"unknown hook {hook!r}" + (f", meant {near[0]!r}?" if near else ""))
     manager.register(module, name=name)
     manager.check_pending()
     others = [other for other in manager.get_plugins() if other is not module]
     components: dict[tuple[str, str], Registration] = {}
-    for kind in KINDS:
+    for kind in REGISTERED:
 
         def register(name_: str, target: str, kind: str = kind) -> None:
             if ":" not in target:

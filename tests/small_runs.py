@@ -111,8 +111,12 @@ class Started:
     def wait_until(self, seen: Callable[[], bool], seconds: float = 120) -> None:
         """Watch the disk until something is seen there."""
         deadline = time.monotonic() + seconds
-        while not seen():
+        while True:
+            # First whether it ended, then what it left: in the other order, a process that ends
+            # in between would have ended "too early".
             code = self.process.poll()
+            if seen():
+                return
             assert code is None, f"ended with {code} too early: {self.err.read_text()}"
             assert time.monotonic() < deadline, "nothing was seen in time"
             time.sleep(0.0005)

@@ -5,16 +5,21 @@ import multiprocessing
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from toys import Rows, Vector
 
+from mmssl import Media, Window
 from mmssl.contracts import Batch
+from mmssl.data import time_limit
 from mmssl.data.loading import (
     ClipReader,
+    Loaded,
     LoaderSettings,
     Unreadable,
     evaluation_window,
@@ -187,3 +192,78 @@ def test_a_process_that_stops_in_the_middle_leaves_no_workers() -> None:
     next(again)
     again.close()
     assert set(multiprocessing.active_children()) == before
+
+
+class Trap(Vector):
+    """Does something terrible to whoever reads row 5."""
+
+    def __init__(self, deed: str) -> None:
+        super().__init__("a")
+        self.deed = deed
+
+    def read(self, media: Media, window: Window, rng: np.random.Generator | None) -> Tensor:
+        if media.sample.id == "row5":
+            if self.deed == "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            elif self.deed == "sleep":
+                time.sleep(60)
+            elif self.deed == "hang":
+                # Where no exception of Python's reaches it.
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+                time.sleep(60)
+        return super().read(media, window, rng)
+
+
+DEEDS = {
+    "crash": "ended the process that read it (SIGSEGV)",
+    "sleep": "reading it took longer than 0.5 s",
+    "hang": "reading it took longer than 0.5 s and could not be stopped",
+}
+
+
+@pytest.mark.parametrize(("deed", "workers"), [*((d, 2) for d in DEEDS), ("sleep", 0)])
+def test_a_row_that_kills_or_holds_its_reader(
+    deed: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time_limit, "_GRACE", 0.5)
+    settings = LoaderSettings(workers=workers, time_limit=0.5)
+
+    def read(trap: str, dataset: Rows, sampler: Sampler | None) -> list[Loaded]:
+        reader = ClipReader(dataset, {"a": Trap(trap)}, seed=1, sampler=sampler)
+        if sampler is None:
+            rows = np.arange(20)
+            return list(
+                ordered_batches(reader, rows, batch_size=2, split="train", settings=settings)
+            )
+        return list(training_batches(reader, start=0, batch_size=2, count=20, settings=settings))
+
+    named = Unreadable(5, "row5", DEEDS[deed])
+    for sampler in (None, Sampler(20, 1)):
+        loaded = read(deed, Rows(20), sampler)
+        reference = read("", Rows(20, bad=[5]), sampler)
+        assert len(loaded) == len(reference)
+        assert all(same(a.batch, b.batch) for a, b in zip(loaded, reference, strict=True))
+        assert {failure for item in loaded for failure in item.unreadable} == {named}
+    assert multiprocessing.active_children() == []
+
+
+def test_processes_that_keep_dying_end_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = ClipReader(Rows(20), {"a": Trap("")}, seed=1)
+    monkeypatch.setattr(Trap, "read", lambda *_: os._exit(9))
+    settings = LoaderSettings(workers=1)
+    with pytest.raises(UserError, match=r"5 loader processes died one after the other \(exit code"):
+        list(ordered_batches(reader, range(20), batch_size=2, split="train", settings=settings))
+
+
+def test_measured_steps_arrive_with_their_batches() -> None:
+    reader = ClipReader(Rows(8), MODALITIES, seed=1)
+    for workers in (0, 2):
+        settings = LoaderSettings(workers=workers, timed=True)
+        loaded = list(
+            ordered_batches(reader, range(8), batch_size=2, split="train", settings=settings)
+        )
+        assert all({"read a", "read b", "collate"} <= set(item.seconds) for item in loaded)
+    untimed = ordered_batches(
+        reader, range(8), batch_size=2, split="train", settings=LoaderSettings()
+    )
+    assert next(untimed).seconds == {}

@@ -76,7 +76,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert "is a folder" in outcome(tmp_path / "folder.mp4", VIDEO)
     assert "empty" in outcome(tmp_path / "empty.mp4", VIDEO)
     assert "no such file" in outcome(tmp_path / "nothing.mp4", VIDEO)
-    assert "no such file" in outcome(tmp_path / "dangling.mp4", VIDEO)
+    assert "nowhere.mp4, which is not there" in outcome(tmp_path / "dangling.mp4", VIDEO)
     for name in ["text.mp4", "noise.mp4"]:
         assert outcome(tmp_path / name, VIDEO).startswith(("bad", "missing"))
         assert outcome(tmp_path / name, AUDIO).startswith(("bad", "missing"))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmssl.contracts import IGNORE
+from mmssl.contracts import IGNORE, Storage
 from mmssl.data.sampling import Permutation, Sampler
 
 
@@ -99,3 +99,41 @@ def test_two_labelings_take_turns() -> None:
 def test_balancing_over_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="every row is ignored"):
         Sampler(3, 0, [np.full(3, IGNORE, np.int32)])
+
+
+def stored(sizes: list[int], buffer: int, seed: int = 3) -> Sampler:
+    return Sampler(sum(sizes), seed, storage=Storage(np.array(sizes), buffer))
+
+
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum),
+    buffer=st.integers(1, 40),
+    seed=st.integers(0, 99),
+)
+def test_a_pass_over_stored_rows_sees_each_once(sizes: list[int], buffer: int, seed: int) -> None:
+    size = sum(sizes)
+    sampler = stored(sizes, buffer, seed)
+    for number in range(2):
+        rows = sampler.rows(np.arange(number * size, (number + 1) * size))
+        assert sorted(rows) == list(range(size))
+        # One at a time, from the end: no history.
+        backwards = [int(sampler.rows(np.array([p]))[0]) for p in range(size - 1, -1, -1)]
+        assert backwards[::-1] == sampler.rows(np.arange(size)).tolist()
+
+
+def test_a_buffer_touches_few_groups() -> None:
+    sizes = [100] * 50
+    rows = stored(sizes, buffer=300).rows(np.arange(5000)).reshape(-1, 50)
+    groups = [len(np.unique(part // 100)) for part in rows]
+    assert max(groups) == 3
+    assert min(groups) > 1
+    order = stored(sizes, buffer=1).rows(np.arange(5000)) // 100
+    assert len(np.unique(order[::100])) == 50
+    assert not np.array_equal(order, np.sort(order)), "groups are shuffled too"
+
+
+def test_another_pass_and_another_seed_differ() -> None:
+    sampler = stored([10] * 10, buffer=30)
+    first, second = sampler.rows(np.arange(100)), sampler.rows(np.arange(100, 200))
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, stored([10] * 10, buffer=30, seed=4).rows(np.arange(100)))

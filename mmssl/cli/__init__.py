@@ -11,6 +11,7 @@ from mmssl.cli.plugins import plugins
 from mmssl.cli.run import run
 from mmssl.cli.schema import schema
 from mmssl.errors import UserError
+from mmssl.registry import Registration, discover
 
 app = typer.Typer(
     name="mmssl",
@@ -19,7 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (run, ls, describe, plugins, schema):
+_VERBS = {verb.__name__: verb for verb in (run, ls, describe, plugins, schema)}
+for verb in _VERBS.values():
     app.command()(verb)
 
 
@@ -38,10 +40,27 @@ def _options(
     """Options that come before the verb."""
 
 
+def _add_commands_of_plugins(words: list[str]) -> None:
+    """The groups that plugins bring; the commands themselves only where their group is named."""
+    groups: dict[str, list[Registration]] = {}
+    for command in discover().components("commands"):
+        groups.setdefault(command.name.partition(" ")[0], []).append(command)
+    for name, commands in groups.items():
+        verbs = [command.name.partition(" ")[2] for command in commands]
+        group = typer.Typer(help=f"Commands: {', '.join(verbs)}.", rich_markup_mode=None)
+        app.add_typer(group, name=name)
+        if words[:1] == [name]:
+            for verb, command in zip(verbs, commands, strict=True):
+                group.command(verb)(command.load())
+
+
 def main() -> None:
     """Run the command line: a user's mistake is one line on stderr and exit code 2."""
+    words = sys.argv[1:] or ["--help"]
     try:
-        result = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        if words[0] not in _VERBS:
+            _add_commands_of_plugins(words)
+        result = app(words, standalone_mode=False)
     except UserError as error:
         _fail(str(error), 2)
     except typer.TyperException as error:

@@ -3,27 +3,44 @@
 Training (`training_batches`) walks positions; a row that cannot be read is replaced by another
 one, a function of the position, and reported. Measuring (`ordered_batches`) walks rows in order;
 a row that cannot be read stays in its place, absent in every modality, and is reported.
+
+A row that takes too long is unreadable, and so is one whose reading ends the process: before a
+row is read, its number is written where the main process sees it. What a batch holds is a
+function of its number, so the main process starts the loader again behind the last batch that
+arrived.
 """
 
+import math
+import multiprocessing
+import os
 import signal
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from mmssl.contracts import IGNORE, Batch, Dataset, Modality, Sample, Split, Window
+from mmssl.data import timing
 from mmssl.data.draws import derive_seed
 from mmssl.data.media import Media
 from mmssl.data.sampling import Sampler
+from mmssl.data.time_limit import time_limit as limited_to
 from mmssl.errors import BadMedia, MissingModality, UserError
 
 # So many rows in a row unreadable: the data are not at fault but the path to them.
 _ATTEMPTS = 20
+
+# So many loader processes dead one after the other: it is not one file that kills them.
+_DEATHS = 5
 
 
 @dataclass(frozen=True)
@@ -41,11 +58,13 @@ class Loaded:
 
     ``exhausted``: so many samples in a row were unreadable that the batch is not whole. An
     exception in a loader process would reach the main one with a traceback in its message.
+    ``seconds``: by step of reading, where that is measured (`mmssl.data.timing`).
     """
 
     batch: Batch
     unreadable: list[Unreadable]
     exhausted: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def pin_memory(self) -> "Loaded":
         """Called by torch's loader: page-locked memory, from which copies do not block."""
@@ -56,7 +75,7 @@ class Loaded:
             clips={name: clip.pin_memory() for name, clip in batch.clips.items()},
             labels=batch.labels.pin_memory(),
         )
-        return Loaded(pinned, self.unreadable, self.exhausted)
+        return replace(self, batch=pinned)
 
 
 @dataclass(frozen=True)
@@ -120,6 +139,10 @@ class ClipReader:
         self.seed = seed
         self.sampler = sampler
         self.views = views
+        #: Seconds that reading one sample may take; the loader sets it.
+        self.time_limit = math.inf
+        #: Rows whose reading ended a process, and how; the loader finds out.
+        self.deadly: dict[int, str] = {}
         self.seconds = max(modality.seconds for modality in modalities.values())
 
     def __getitem__(self, item: int) -> tuple[Clip, list[Unreadable]]:
@@ -142,7 +165,7 @@ class ClipReader:
         def rng(stream: str) -> np.random.Generator:
             return np.random.default_rng(derive_seed(self.seed, position, attempt, stream))
 
-        with Media(sample) as media:
+        with self._watched(row), Media(sample) as media:
             window = training_window(media.start, media.end, self.seconds, rng("window"))
             tensors, present = self._modalities(media, window, rng)
         seed = derive_seed(self.seed, "augment", position)
@@ -152,12 +175,20 @@ class ClipReader:
         row, view = divmod(item, self.views)
         sample = self.dataset.sample(row)
         try:
-            with Media(sample) as media:
+            with self._watched(row), Media(sample) as media:
                 window = evaluation_window(media.start, media.end, self.seconds, view, self.views)
                 tensors, present = self._modalities(media, window, lambda _: None)
         except BadMedia as error:
             return self._empty(row, sample), [Unreadable(row, sample.id, str(error))]
         return Clip(row, 0, _label(sample), tensors, present), []
+
+    @contextmanager
+    def _watched(self, row: int) -> Iterator[None]:
+        """While a row is read: others can see which, and it has so much time."""
+        if row in self.deadly:
+            raise BadMedia(self.deadly[row])
+        with _reading(row), limited_to(self.time_limit, expendable=_desk is not None):
+            yield
 
     def _empty(self, row: int, sample: Sample) -> Clip:
         empty = {name: modality.empty() for name, modality in self.modalities.items()}
@@ -172,7 +203,8 @@ class ClipReader:
         tensors, present = {}, {}
         for name, modality in self.modalities.items():
             try:
-                tensors[name] = modality.read(media, window, rng(name))
+                with timing.step(f"read {name}"):
+                    tensors[name] = modality.read(media, window, rng(name))
                 present[name] = True
             except MissingModality:
                 tensors[name] = modality.empty()
@@ -190,28 +222,52 @@ def collate(items: Sequence[tuple[Clip, list[Unreadable]]], split: Split) -> Loa
     """Stack clips into a batch, in a loader process."""
     clips = [clip for clip, _ in items]
     names = list(clips[0].tensors)
-    batch = Batch(
-        index=torch.tensor([clip.row for clip in clips]),
-        seeds=torch.tensor([clip.seed for clip in clips]),
-        clips={name: torch.stack([clip.tensors[name] for clip in clips]) for name in names},
-        present={name: torch.tensor([clip.present[name] for clip in clips]) for name in names},
-        labels=torch.tensor([clip.label for clip in clips]),
-        split=split,
-    )
+    with timing.step("collate"):
+        batch = Batch(
+            index=torch.tensor([clip.row for clip in clips]),
+            seeds=torch.tensor([clip.seed for clip in clips]),
+            # In a loader process straight into the memory that it shares with the main one.
+            clips={name: default_collate([clip.tensors[name] for clip in clips]) for name in names},
+            present={name: torch.tensor([clip.present[name] for clip in clips]) for name in names},
+            labels=torch.tensor([clip.label for clip in clips]),
+            split=split,
+        )
     return Loaded(
         batch,
         unreadable=[failure for _, failures in items for failure in failures],
         exhausted=any(len(failures) == _ATTEMPTS for _, failures in items),
+        seconds=timing.take(),
     )
 
 
-def _begin_worker(_: int) -> None:
-    """Leave signals to the main process, which decides whether to save and stop.
+#: In a loader process: ``[2]`` int64 that the main process sees, this process's number and the
+#: row that it is reading, or -1.
+_desk: Tensor | None = None
+
+
+@contextmanager
+def _reading(row: int) -> Iterator[None]:
+    if _desk is None:
+        yield
+        return
+    _desk[1] = row
+    try:
+        yield
+    finally:
+        _desk[1] = -1
+
+
+def _begin_worker(desks: Tensor, timed: bool, worker: int) -> None:
+    """Sit down at a desk and leave signals to the main process, which decides what they mean.
 
     A cluster sends SIGTERM to every process of a job; a worker that died of it would take down
     the main process before it could save. So the first one is let pass, and a second one, by
     which the main process ends what is left at its exit, is not.
     """
+    global _desk
+    _desk = desks[worker]
+    _desk[0] = os.getpid()
+    timing.measure(timed)
     for ignored in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(ignored, signal.SIG_IGN)
 
@@ -229,36 +285,151 @@ class LoaderSettings:
         workers: loader processes; 0 reads in this process.
         prefetch: batches that each process keeps ready.
         pin: use page-locked memory, for copies to a GPU.
+        time_limit: seconds that reading one sample may take before it counts as unreadable.
+        timed: measure where the time of reading goes (`Loaded.seconds`).
     """
 
     workers: int = 0
     prefetch: int = 4
     pin: bool = False
+    time_limit: float = 60.0
+    timed: bool = False
 
 
 def _load(
     reader: ClipReader, batches: Sequence[list[int]], split: Split, settings: LoaderSettings
 ) -> Generator[Loaded]:
-    workers = min(settings.workers, len(batches))
-    extra: dict[str, Any] = {}
-    if workers:
-        extra = {"prefetch_factor": settings.prefetch, "worker_init_fn": _begin_worker}
-    loader: DataLoader[Loaded] = DataLoader(
-        reader,  # type: ignore[arg-type]  # any object with __getitem__ serves
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_Collate(split),
-        pin_memory=settings.pin,
-        **extra,
-    )
-    for loaded in loader:
-        if loaded.exhausted:
-            last = loaded.unreadable[-1]
-            raise UserError(
-                f"{_ATTEMPTS} samples in a row could not be read; the last was {last.id}: "
-                f"{last.reason}"
-            )
-        yield loaded
+    reader.time_limit = settings.time_limit
+    arrived = deaths = 0
+    while arrived < len(batches):
+        crew = _Crew(min(settings.workers, len(batches) - arrived))
+        try:
+            for loaded in crew.work(reader, _Rest(batches, arrived), split, settings):
+                if loaded.exhausted:
+                    last = loaded.unreadable[-1]
+                    raise UserError(
+                        f"{_ATTEMPTS} samples in a row could not be read; the last was {last.id}: "
+                        f"{last.reason}"
+                    )
+                arrived, deaths = arrived + 1, 0
+                yield loaded
+        except RuntimeError:
+            died = crew.deaths()
+            if not died:
+                raise
+            deaths += 1
+            if deaths == _DEATHS:
+                raise UserError(
+                    f"{_DEATHS} loader processes died one after the other ({died[-1].how}): is "
+                    "there enough memory? Lower data.workers or data.prefetch"
+                ) from None
+            for death in died:
+                if death.row is not None:
+                    reader.deadly[death.row] = death.reason(reader.time_limit)
+
+
+@dataclass(frozen=True)
+class _Death:
+    """A loader process that ended before its work was done.
+
+    Attributes:
+        code: of its exit; negative for a signal.
+        row: what it was reading.
+    """
+
+    code: int
+    row: int | None
+
+    @property
+    def how(self) -> str:
+        return signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
+
+    def reason(self, limit: float) -> str:
+        if self.code == 1:  # as `time_limit` ends a process that is stuck
+            return f"reading it took longer than {limit:g} s and could not be stopped"
+        return f"ended the process that read it ({self.how})"
+
+
+class _Crew:
+    """Loader processes, and what is known of each."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._desks = torch.full((size, 2), -1).share_memory_()
+        self._processes: list[BaseProcess] = []
+
+    def work(
+        self,
+        reader: ClipReader,
+        batches: Sequence[list[int]],
+        split: Split,
+        settings: LoaderSettings,
+    ) -> Iterator[Loaded]:
+        """Batches as they arrive.
+
+        Raises:
+            RuntimeError: a process died.
+        """
+        extra: dict[str, Any] = {}
+        timing.measure(settings.timed)
+        if self._size:
+            extra = {
+                "prefetch_factor": settings.prefetch,
+                "worker_init_fn": partial(_begin_worker, self._desks, settings.timed),
+            }
+        loader: DataLoader[Loaded] = DataLoader(
+            reader,  # type: ignore[arg-type]  # any object with __getitem__ serves
+            batch_sampler=batches,
+            num_workers=self._size,
+            collate_fn=_Collate(split),
+            pin_memory=settings.pin,
+            **extra,
+        )
+        before = multiprocessing.active_children()
+        with _own_child_handler():
+            arriving = iter(loader)
+        self._processes = [p for p in multiprocessing.active_children() if p not in before]
+        yield from arriving
+
+    def deaths(self) -> list[_Death]:
+        """The processes that died of something in their work, not because they were told to end."""
+        multiprocessing.active_children()  # learns of those that ended
+        rows = {int(process): int(row) for process, row in self._desks}
+        return [
+            _Death(p.exitcode, row if row >= 0 and p.exitcode not in _TOLD else None)
+            for p in self._processes
+            if p.exitcode and (row := rows.get(p.pid or 0, -1)) is not None
+        ]
+
+
+_TOLD = (-signal.SIGTERM, -signal.SIGINT)
+
+
+@contextmanager
+def _own_child_handler() -> Iterator[None]:
+    """Undo torch's handler of SIGCHLD, which would raise in whatever the main process is doing.
+
+    The loader itself looks after its processes every few seconds that it waits for a batch.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+class _Rest(Sequence[list[int]]):
+    """What is left of batches from one on."""
+
+    def __init__(self, batches: Sequence[list[int]], first: int) -> None:
+        self._batches, self._first = batches, first
+
+    def __len__(self) -> int:
+        return len(self._batches) - self._first
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._batches[self._first + index]
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,21 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from types import TracebackType
+from typing import Any
 
 import av
 from av.container import InputContainer
 
 from mmssl.contracts import Sample
+from mmssl.data.remote import open_url
+from mmssl.data.timing import step
 from mmssl.errors import BadMedia, MissingModality
+
+# FFmpeg's protocols that a media file may make use of.
+_OWN = "file,subfile,crypto,data"
 
 
 @contextmanager
@@ -40,6 +46,7 @@ class Media:
 
     def __init__(self, sample: Sample) -> None:
         self.sample = sample
+        self._open = ExitStack()
 
     @cached_property
     def container(self) -> InputContainer:
@@ -49,17 +56,34 @@ class Media:
             MissingModality: the sample has no media file.
             BadMedia: there is no such file, or it is no media file.
         """
-        path = self.sample.media
-        if path is None:
+        if self.sample.media is None:
             raise MissingModality("the sample names no media file")
+        with step("open"), damage_is_bad_media():
+            source = self._source(self.sample.media, self.sample.span)
+            # Text that FFmpeg takes for a playlist must not make it open what the text names.
+            return av.open(source, metadata_errors="ignore", options={"protocol_whitelist": _OWN})
+
+    def _source(self, path: str, span: tuple[int, int] | None) -> Any:
+        """What PyAV opens: FFmpeg reads local files and parts of them by itself."""
+        if "://" in path:
+            return self._open.enter_context(open_url(path, span))
         if os.path.isdir(path):
             raise BadMedia(f"{path} is a folder")
         if not os.path.isfile(path):
+            if os.path.islink(path):
+                raise BadMedia(f"{path} links to {os.readlink(path)}, which is not there")
             raise BadMedia(f"no such file: {path}")
-        if os.path.getsize(path) == 0:
+        size = os.path.getsize(path)
+        if span is None:
+            if size == 0:
+                raise BadMedia("the file is empty")
+            return f"file:{path}"
+        first, count = span
+        if count == 0:
             raise BadMedia("the file is empty")
-        with damage_is_bad_media():
-            return av.open(path, metadata_errors="ignore")
+        if first + count > size:
+            raise BadMedia(f"{path} ends at byte {size}, before the sample does")
+        return f"subfile,,start,{first},end,{first + count},,:{path}"
 
     @cached_property
     def origin(self) -> float:
@@ -82,7 +106,7 @@ class Media:
             return duration / av.time_base
         # A recording that was streamed knows its length only at its end.
         ends = [0.0]
-        with damage_is_bad_media():
+        with step("open"), damage_is_bad_media():
             for packet in self.container.demux():
                 if packet.pts is not None and packet.time_base is not None:
                     ends.append(float((packet.pts + (packet.duration or 0)) * packet.time_base))
@@ -118,6 +142,7 @@ class Media:
         container = self.__dict__.pop("container", None)
         if container is not None:
             container.close()
+        self._open.close()
 
     def __enter__(self) -> "Media":
         return self

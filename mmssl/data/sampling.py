@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmssl.contracts import IGNORE
+from mmssl.contracts import IGNORE, Storage
 from mmssl.data.draws import derive_seed
 
 _FEISTEL_ROUNDS = 6
@@ -73,13 +73,22 @@ class Sampler:
         balanced_over: labelings, ``[size]`` int32 with `IGNORE` for rows without label. When
             given, a position first draws a class uniformly among those that have members, then
             a member uniformly; several labelings take turns from position to position.
+        storage: how rows lie where they are stored; without classes to balance over, a pass then
+            visits groups in random order and shuffles rows within a buffer.
     """
 
-    def __init__(self, size: int, seed: int, balanced_over: Sequence[np.ndarray] = ()) -> None:
+    def __init__(
+        self,
+        size: int,
+        seed: int,
+        balanced_over: Sequence[np.ndarray] = (),
+        storage: Storage | None = None,
+    ) -> None:
         self.size = size
         self.seed = seed
         self._members = [_Members(labels) for labels in balanced_over]
-        self._pass: tuple[int, Permutation] | None = None
+        self._storage = storage
+        self._pass: tuple[int, Permutation | _Buffered] | None = None
 
     def rows(self, positions: np.ndarray, attempt: int = 0) -> np.ndarray:
         """The rows at ``positions``, int64.
@@ -101,9 +110,13 @@ class Sampler:
             rows[chosen] = self._permutation(int(number))(offsets[chosen])
         return rows
 
-    def _permutation(self, number: int) -> Permutation:
+    def _permutation(self, number: int) -> "Permutation | _Buffered":
         if self._pass is None or self._pass[0] != number:
-            self._pass = (number, Permutation(self.size, derive_seed(self.seed, "pass", number)))
+            seed = derive_seed(self.seed, "pass", number)
+            if self._storage is None:
+                self._pass = (number, Permutation(self.size, seed))
+            else:
+                self._pass = (number, _Buffered(self._storage, seed))
         return self._pass[1]
 
     def _balanced(self, positions: np.ndarray, attempt: int) -> np.ndarray:
@@ -114,6 +127,36 @@ class Sampler:
             chosen = positions % len(self._members) == turn
             rows[chosen] = members.draw(first[chosen], second[chosen])
         return rows
+
+
+class _Buffered:
+    """A permutation that reads nearly in order: groups shuffled, then rows within a buffer.
+
+    The rows of all groups, group after group in random order, are a stream. It is cut into
+    buffers, each of which is permuted. Unlike a buffer that is refilled row by row, this one has
+    no history: any position is found at once.
+    """
+
+    def __init__(self, storage: Storage, seed: int) -> None:
+        groups = np.asarray(storage.groups, np.int64)
+        order = Permutation(len(groups), derive_seed(seed, "groups"))(np.arange(len(groups)))
+        self._seed = seed
+        self._buffer = storage.buffer
+        self._ends = np.cumsum(groups[order])
+        # What is to be added to a place in the stream to get the row.
+        self._shifts = (np.cumsum(groups) - groups)[order] - (self._ends - groups[order])
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        buffers, within = np.divmod(positions, self._buffer)
+        size = int(self._ends[-1])
+        stream = np.empty_like(positions)
+        for number in np.unique(buffers):
+            first = int(number) * self._buffer
+            count = min(self._buffer, size - first)
+            chosen = buffers == number
+            permutation = Permutation(count, derive_seed(self._seed, "buffer", int(number)))
+            stream[chosen] = first + permutation(within[chosen])
+        return stream + self._shifts[np.searchsorted(self._ends, stream, side="right")]
 
 
 class _Members:

@@ -94,7 +94,8 @@ def choose_device(recipe: Recipe) -> torch.device:
 def loader_settings(recipe: Recipe, device: torch.device) -> LoaderSettings:
     """How batches are loaded on this machine."""
     data = recipe.data
-    return LoaderSettings(data.workers, data.prefetch, pin=device.type == "cuda")
+    pin = device.type == "cuda"
+    return LoaderSettings(data.workers, data.prefetch, pin=pin, time_limit=data.time_limit)
 
 
 def training_settings(recipe: Recipe) -> Settings:

@@ -38,7 +38,7 @@ from mmssl.training.checkpoints import write_atomically
 # What may differ between two starts of one run: where and how it computes, not what.
 _RESOURCES = ("device", "threads", "launch", "runs", "trackers", "description", "evaluations")
 _TRAINING_RESOURCES = ("compile", "channels_last", "log_every", "checkpoint")
-_DATA_RESOURCES = ("workers", "prefetch", "max_bad")
+_DATA_RESOURCES = ("workers", "prefetch", "time_limit", "max_bad")
 
 
 def _digest(value: Any) -> str:

@@ -40,6 +40,7 @@ Folder = Annotated[str, StringConstraints(min_length=1), Expects("the path of a 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Minutes = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -85,6 +86,10 @@ class Data(Typed):
         description="Processes that read media, per rank; 0 reads in the training process.",
     )
     prefetch: Positive = Field(default=4, description="Batches that each worker keeps ready.")
+    time_limit: Seconds = Field(
+        default=60.0,
+        description="Seconds that reading one sample may take; it is skipped as unreadable then.",
+    )
     max_bad: Fraction = Field(
         default=0.05,
         description="Stop when more than this fraction of the samples turned out unreadable.",

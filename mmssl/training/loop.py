@@ -191,6 +191,7 @@ class Pretraining:
                 len(self.datasets["train"]),
                 derive_seed(settings.seed, "sampling"),
                 self.objective.balanced_over(),
+                self.datasets["train"].storage(),
             ),
         )
         batches = training_batches(

@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 
 from mmssl import BadMedia, Media, MissingModality
 from mmssl.data.media import damage_is_bad_media
+from mmssl.data.timing import step
 
 StreamType = TypeVar("StreamType", VideoStream, AudioStream)
 
@@ -224,13 +225,14 @@ def _decoded_after_seek(
     container = media.container
     unit, origin = float(stream.time_base), media.origin
     try:
-        try:
-            container.seek(math.floor((target + origin) / unit), stream=stream)
-        except av.FFmpegError:
-            if target != _BEFORE_ALL:
-                raise
-            # Where there is an index, as in AVI, nothing is before second 0.
-            container.seek(math.floor(origin / unit), stream=stream)
+        with step("seek"):
+            try:
+                container.seek(math.floor((target + origin) / unit), stream=stream)
+            except av.FFmpegError:
+                if target != _BEFORE_ALL:
+                    raise
+                # Where there is an index, as in AVI, nothing is before second 0.
+                container.seek(math.floor(origin / unit), stream=stream)
     except (av.FFmpegError, OverflowError) as error:
         raise BadMedia(f"cannot seek to {max(0.0, target):.2f} s") from error
     packets: Iterator[Any] = container.demux(stream)
@@ -238,7 +240,7 @@ def _decoded_after_seek(
         packets = _sparing(packets, stream.codec_context, (start + GRACE + origin) / unit)
     while True:
         # Not around the yield: what the caller raises is not the file's fault.
-        with damage_is_bad_media():
+        with step(f"decode {stream.type}"), damage_is_bad_media():
             packet = next(packets, None)
             frames = [] if packet is None else packet.decode()
         if packet is None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmssl import BadMedia, Draws, Media, MissingModality, Modality, UserError, Window
 from mmssl.data.media import damage_is_bad_media
+from mmssl.data.timing import step
 from mmssl_media.decode import GRACE, frames_from, video_stream
 
 # A video may end, or begin, somewhat off its sound, as recorders leave it: a clip is moved by so
@@ -154,7 +155,7 @@ class Video(Modality):
     def _pixels(self, frame: VideoFrame, size: tuple[int, int], corner: np.ndarray) -> np.ndarray:
         """``[crop, crop, 3]``: the frame scaled, cut at a relative corner, upright."""
         width, height = size
-        with damage_is_bad_media():
+        with step("convert"), damage_is_bad_media():
             scaled = _reformatter().reformat(
                 frame,
                 width=width,
