@@ -1,8 +1,10 @@
-"""Make the files that the loader's benchmarks read: 10 s, 340 by 256, 30 fps, H.264 and AAC.
+"""Make the files that the loader's benchmarks read: 10 s, 30 fps, H.264 and AAC.
 
-The frames are moving textures with noise, so that the codec has work as with real video::
+Two scenes, so that the codec has work as with real video: in ``pan`` all of a noisy texture moves,
+so hardly a frame goes undecoded on the way to a later one; in ``still`` the camera rests, three
+objects move, and every frame has noise of its own::
 
-    python benchmarks/loader_files.py FOLDER --count 32 --gop 12
+    python benchmarks/loader_files.py FOLDER --count 32 --gop 12 --scene still
 
 The other benchmarks make them by themselves, once, in the user's cache folder.
 """
@@ -10,16 +12,21 @@ The other benchmarks make them by themselves, once, in the user's cache folder.
 import argparse
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal, get_args
 
 import av
 import numpy as np
 
 from mmssl_media.synthetic import cache_folder
 
+Scene = Literal["pan", "still"]
+
 SECONDS, FPS, RATE = 10, 30, 44_100
 
 
-def write_file(path: Path, *, seed: int, gop: int, size: tuple[int, int] = (340, 256)) -> None:
+def write_file(
+    path: Path, *, seed: int, gop: int, size: tuple[int, int] = (340, 256), scene: Scene = "pan"
+) -> None:
     """One file with a keyframe every ``gop`` frames; it appears under its name when complete."""
     rng = np.random.default_rng(seed)
     width, height = size
@@ -38,9 +45,14 @@ def write_file(path: Path, *, seed: int, gop: int, size: tuple[int, int] = (340,
         audio = out.add_stream("aac", rate=RATE, layout="stereo")
         for number in range(SECONDS * FPS):
             angle = phase + 2 * np.pi * number / FPS / np.array([3.1, 4.7])
-            top, left = ((1 + np.sin(angle)) / 2 * [height, width]).astype(int)
-            image = np.ascontiguousarray(texture[top : top + height, left : left + width])
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if scene == "pan":
+                top, left = ((1 + np.sin(angle)) / 2 * [height, width]).astype(int)
+                image = texture[top : top + height, left : left + width]
+            else:
+                image = _objects(texture, angle, height, width)
+                noise = rng.normal(0, 2, image.shape)
+                image = (image + noise).clip(0, 255).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, FPS)
             out.mux(video.encode(frame))
         out.mux(video.encode(None))
@@ -53,22 +65,35 @@ def write_file(path: Path, *, seed: int, gop: int, size: tuple[int, int] = (340,
     part.replace(path)
 
 
+def _objects(texture: np.ndarray, angle: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A part of the texture at rest, and others that move over it."""
+    image = texture[:height, :width].copy()
+    for number in range(3):
+        tall, wide = height // (3 + number), width // (4 + number)
+        places = (1 + np.sin(angle * (1 + number / 2) + number)) / 2
+        top, left = (places * [height - tall, width - wide]).astype(int)
+        image[top : top + tall, left : left + wide] = texture[height : height + tall, -wide:]
+    return image
+
+
 def write_files(
-    folder: Path, *, count: int, gop: int, size: tuple[int, int] = (340, 256)
+    folder: Path, *, count: int, gop: int, size: tuple[int, int] = (340, 256), scene: Scene = "pan"
 ) -> list[Path]:
     """``count`` files; those that are there are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:05d}.mp4" for number in range(count)]
     for number, path in enumerate(paths):
         if not path.exists():
-            write_file(path, seed=number, gop=gop, size=size)
+            write_file(path, seed=number, gop=gop, size=size, scene=scene)
     return paths
 
 
-def file_list(*, count: int, gop: int) -> Path:
+def file_list(
+    *, count: int, gop: int, size: tuple[int, int] = (340, 256), scene: Scene = "pan"
+) -> Path:
     """A manifest of ``count`` files in the user's cache folder, which are made if missing."""
-    folder = cache_folder() / "benchmarks" / f"gop{gop}"
-    paths = write_files(folder, count=count, gop=gop)
+    folder = cache_folder() / "benchmarks" / f"{scene}-{size[0]}x{size[1]}-gop{gop}"
+    paths = write_files(folder, count=count, gop=gop, size=size, scene=scene)
     listed = folder / f"{count}.csv"
     listed.write_text("path\n" + "".join(f"{path.name}\n" for path in paths))
     return listed
@@ -79,5 +104,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=32)
     parser.add_argument("--gop", type=int, default=12)
+    parser.add_argument("--scene", choices=get_args(Scene), default="pan")
     arguments = parser.parse_args()
-    write_files(arguments.folder, count=arguments.count, gop=arguments.gop)
+    write_files(arguments.folder, count=arguments.count, gop=arguments.gop, scene=arguments.scene)

@@ -1,6 +1,7 @@
 """Video: frames read and cropped in a loader process, augmented and normalised on the device."""
 
 import math
+import re
 import threading
 from collections.abc import Iterator
 from itertools import chain, islice, takewhile
@@ -18,12 +19,15 @@ from torch import Tensor
 from mmssl import BadMedia, Draws, Media, MissingModality, Modality, UserError, Window
 from mmssl.data.media import damage_is_bad_media
 from mmssl.data.timing import step
-from mmssl_media.decode import GRACE, frames_from, video_stream
+from mmssl_media.decode import GRACE, begins, frames_from, video_stream
 
 # A video may end, or begin, somewhat off its sound, as recorders leave it: a clip is moved by so
 # many seconds at most to stay within its frames. Farther off, what is seen would have nothing to
 # do with what is heard.
 _FARTHEST = 1.0
+
+# Hours, minutes and seconds.
+_CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d*)?)")
 
 # The NTSC colour space: luma is the first row; hue and saturation are rotation and scale of
 # the other two.
@@ -119,12 +123,13 @@ class Video(Modality):
         out = clip.numpy()
         corner = rng.random(2) if rng is not None else np.array([0.5, 0.5])
         previous, size, count = None, None, 0
+        pixel = float(video_stream(media).sample_aspect_ratio or 1)
         for frame in self._frames(media, window):
             if frame is previous:
                 out[count] = out[count - 1]
             else:
                 # Frames may change size within a file; the first one's holds for the clip.
-                size = size or _scaled(frame.width, frame.height, self.short_side)
+                size = size or _scaled(frame.width, frame.height, pixel, self.short_side)
                 out[count] = self._pixels(frame, size, corner)
             previous, count = frame, count + 1
         out[count:] = out[count - 1]
@@ -184,7 +189,8 @@ class Video(Modality):
         clips = batch.permute(0, 4, 1, 2, 3)
         if draws is not None:
             clips = self._move(clips, draws)
-        clips = clips.float()  # new memory, so that what follows may be done in place
+        # New memory, so that what follows may be done in place; channels first, in long vectors.
+        clips = clips.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         if draws is not None:
             clips = self._recolour(clips, draws)
         mean = torch.tensor(self.mean, device=batch.device).view(3, 1, 1, 1)
@@ -198,7 +204,9 @@ class Video(Modality):
         """
         flip = draws.chance(self.flip)
         if not (self.rotate or self.scale or self.shift):
-            return torch.where(flip.view(-1, 1, 1, 1, 1), clips.flip(-1), clips)
+            # As torch.where would choose, but that takes bytes one by one.
+            chosen = (flip.to(torch.uint8) * 255).view(-1, 1, 1, 1, 1)
+            return clips.flip(-1).bitwise_xor_(clips).bitwise_and_(chosen).bitwise_xor_(clips)
         angle = draws.uniform(low=-1, high=1) * math.radians(self.rotate)
         size = torch.exp(-draws.uniform(low=-1, high=1) * self.scale)
         # affine_grid measures from -1 to 1.
@@ -257,14 +265,19 @@ def _reformatter() -> VideoReformatter:
     return _local.reformatter
 
 
-def _scaled(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height whose smaller one is ``short_side``, in the same proportion."""
+def _scaled(width: int, height: int, pixel: float, short_side: int) -> tuple[int, int]:
+    """Width and height of square pixels whose smaller one is ``short_side``.
+
+    ``pixel`` is the proportion of the stored pixels, width to height.
+    """
+    # No camera's or disc's pixels are farther from square: the header is damaged.
+    shown = width * pixel if 0.25 <= pixel <= 4 else width
     # What is narrower is a damaged header, and would be scaled to gigabytes.
     if not 0 < max(width, height) <= 32 * min(width, height):
         raise BadMedia(f"its frames are {width} by {height} pixels")
-    if width < height:
-        return short_side, max(short_side, round(height * short_side / width))
-    return max(short_side, round(width * short_side / height)), short_side
+    if shown < height:
+        return short_side, max(short_side, round(height * short_side / shown))
+    return max(short_side, round(shown * short_side / height)), short_side
 
 
 def _clip_start(media: Media, stream: VideoStream, window: Window, seconds: float) -> float:
@@ -295,13 +308,20 @@ def _clip_start(media: Media, stream: VideoStream, window: Window, seconds: floa
 
 def _span(media: Media, stream: VideoStream) -> tuple[float, float]:
     """Seconds between which the sample has frames, as far as the container knows."""
-    unit, first = float(stream.time_base or 0), stream.start_time or 0
+    begin = begins(media, stream) or 0.0
+    end = _end(media, stream, begin)
+    return max(media.start, min(begin, media.end)), max(media.start, min(end, media.end))
 
-    def inside(ticks: int) -> float:
-        return max(media.start, min(ticks * unit - media.origin, media.end))
 
-    end = media.end if stream.duration is None else inside(first + stream.duration)
-    return inside(first), end
+def _end(media: Media, stream: VideoStream, begin: float) -> float:
+    if stream.duration is not None:
+        return begin + float(stream.duration * (stream.time_base or 0))
+    # Matroska keeps when a stream ends among its tags.
+    tag = _CLOCK.fullmatch(stream.metadata.get("DURATION", ""))
+    if tag is None:
+        return media.end
+    hours, minutes, seconds = (float(part) for part in tag.groups())
+    return 3600 * hours + 60 * minutes + seconds - media.origin
 
 
 def _nothing_between(start: float, end: float) -> MissingModality:
