@@ -30,7 +30,7 @@ from mmssl_backbones.video_resnet import r2plus1d_18_xdc, r3d_18
 RECIPES = Path(__file__).parents[1] / "recipes"
 FILES = {p.relative_to(RECIPES).with_suffix("").as_posix(): p for p in RECIPES.rglob("*.yaml")}
 RUNNABLE = sorted(name for name, path in FILES.items() if not path.name.startswith("_"))
-PAPER = [name for name in RUNNABLE if name != "quickstart"]
+PAPER = [name for name in RUNNABLE if name not in ("quickstart", "xdc_small")]
 
 CLASSES = {
     "KINETICS_TRAIN": 400,
@@ -45,6 +45,7 @@ CLASSES = {
     "HMDB51_TEST": 51,
     "ESC50_TRAIN": 50,
     "ESC50_TEST": 50,
+    "VIDEOS": 0,
 }
 
 

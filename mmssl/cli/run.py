@@ -1,7 +1,6 @@
 """``mmssl run``: pretrain and evaluate what a recipe describes."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,6 +26,7 @@ def run(
       mmssl run recipes/xdc_ig65m.yaml --dry-run
     """
     from mmssl.cli.terminal import Terminal, show_results
+    from mmssl.data.skipped import read_ledger
     from mmssl.pipeline.plan import make_plan
     from mmssl.pipeline.run_folder import RunFolder
     from mmssl.pipeline.stages import read_results, stage_names
@@ -56,9 +56,5 @@ def run(
                 file=sys.stderr,
             )
             raise typer.Exit(130) from None
-    show_results(terminal, read_results(folder), folder.path, _skipped(folder.path))
-
-
-def _skipped(folder: Path) -> int:
-    path = folder / "skipped.jsonl"
-    return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
+    ledger = folder.path / "skipped.jsonl"
+    show_results(terminal, read_results(folder), folder.path, list(read_ledger(ledger)))

@@ -1,7 +1,7 @@
 """What a person sees while a run goes on: bars where there is a terminal, lines where not."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from mmssl.training.progress import Advance
 # Seconds between two lines of a task's progress where there is no terminal to draw a bar on.
 _LINE_EVERY = 30.0
 
+# So many unreadable samples are named on the terminal; the run's folder names all.
+_NAMED = 10
+
 
 class Terminal:
     """Implements `mmssl.training.progress.Progress` on the standard output."""
@@ -33,8 +36,11 @@ class Terminal:
             self.console.width = 100
 
     @contextmanager
-    def task(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
-        """A bar with the task's figures; without a terminal a line now and then."""
+    def task(self, title: str, total: int | None, done: int = 0) -> Iterator[Advance]:
+        """A bar with the task's figures; without a terminal a line now and then.
+
+        ``total`` is None where nobody knows how much there is.
+        """
         if not self.console.is_terminal:
             yield _Lines(self.console, title, total, done)
             return
@@ -97,7 +103,7 @@ class Terminal:
 class _Lines:
     """Progress where nothing can be redrawn: a log file, a pipe."""
 
-    def __init__(self, console: Console, title: str, total: int, done: int) -> None:
+    def __init__(self, console: Console, title: str, total: int | None, done: int) -> None:
         self._console, self._title, self._total, self._done = console, title, total, done
         self._begun = self._shown = time.monotonic()
         self._first = done
@@ -110,9 +116,11 @@ class _Lines:
         if now - self._shown < _LINE_EVERY:
             return
         self._shown = now
-        rate = (self._done - self._first) / (now - self._begun)
-        left = (self._total - self._done) / rate if rate else 0.0
-        line = f"{self._title}  {self._done}/{self._total}  {self._figures}  {left:.0f} s left"
+        line = f"{self._title}  {self._done}  {self._figures}"
+        if self._total is not None:
+            rate = (self._done - self._first) / (now - self._begun)
+            left = (self._total - self._done) / rate if rate else 0.0
+            line = f"{self._title}  {self._done}/{self._total}  {self._figures}  {left:.0f} s left"
         self._console.print(line, markup=False, soft_wrap=True)
 
 
@@ -127,13 +135,20 @@ def _short(value: Any) -> str:
 
 
 def show_results(
-    terminal: Terminal, results: Mapping[str, Any], folder: Path, skipped: int
+    terminal: Terminal,
+    results: Mapping[str, Any],
+    folder: Path,
+    skipped: Sequence[Mapping[str, Any]],
 ) -> None:
-    """The tables of every evaluation, and where everything is."""
+    """The tables of every evaluation, what could not be read, and where everything is."""
     for result in results.values():
         for table in result["tables"]:
             terminal.table(table["title"], table["columns"], table["rows"])
     if skipped:
-        samples = "sample" if skipped == 1 else "samples"
-        terminal.say(f"{skipped} {samples} could not be read: {folder / 'skipped.jsonl'}")
+        samples = "sample" if len(skipped) == 1 else "samples"
+        terminal.say(f"{len(skipped)} {samples} could not be read: {folder / 'skipped.jsonl'}")
+        for record in skipped[:_NAMED]:
+            terminal.say(f"  {record['id']}: {record['reason']}")
+        if len(skipped) > _NAMED:
+            terminal.say(f"  and {len(skipped) - _NAMED} more")
     terminal.say(f"run folder: {folder}")

@@ -15,8 +15,15 @@ from mmssl.data.remote import open_url
 from mmssl.data.timing import step
 from mmssl.errors import BadMedia, MissingModality
 
-# FFmpeg's protocols that a media file may make use of.
+# A media file must not make FFmpeg open anything but itself: these protocols are open to it, no
+# format that names other files is, and a name with a pattern is a name.
 _OWN = "file,subfile,crypto,data"
+_LISTS = {"concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sdp", "vobsub"}
+_OPTIONS = {
+    "protocol_whitelist": _OWN,
+    "format_whitelist": ",".join(sorted(av.formats_available - _LISTS)),
+    "pattern_type": "none",
+}
 
 
 @contextmanager
@@ -60,8 +67,7 @@ class Media:
             raise MissingModality("the sample names no media file")
         with step("open"), damage_is_bad_media():
             source = self._source(self.sample.media, self.sample.span)
-            # Text that FFmpeg takes for a playlist must not make it open what the text names.
-            return av.open(source, metadata_errors="ignore", options={"protocol_whitelist": _OWN})
+            return av.open(source, metadata_errors="ignore", options=_OPTIONS)
 
     def _source(self, path: str, span: tuple[int, int] | None) -> Any:
         """What PyAV opens: FFmpeg reads local files and parts of them by itself."""
@@ -92,6 +98,8 @@ class Media:
         Some containers begin anywhere (MPEG-TS). Codec delay before 0, as in Matroska with
         Opus, is discarded in decoding and no part of the file's time.
         """
+        if self.container.format.name == "avi":
+            return 0.0  # its times are places in the file; what is reordered seems to begin later
         return max(0.0, (self.container.start_time or 0) / av.time_base)
 
     @cached_property
@@ -101,12 +109,15 @@ class Media:
         Raises:
             BadMedia: there is nothing in the file, or nothing tells how long it is.
         """
-        duration = self.container.duration
-        if duration is not None and duration > 0:
-            return duration / av.time_base
+        duration = (self.container.duration or 0) / av.time_base
+        if "matroska" in self.container.format.name and duration > self.origin:
+            duration -= self.origin  # Matroska says when the last stream ends
+        if duration > 0:
+            return duration
         # A recording that was streamed knows its length only at its end.
         ends = [0.0]
         with step("open"), damage_is_bad_media():
+            self.container.seek(0)
             for packet in self.container.demux():
                 if packet.pts is not None and packet.time_base is not None:
                     ends.append(float((packet.pts + (packet.duration or 0)) * packet.time_base))

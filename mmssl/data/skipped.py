@@ -2,13 +2,22 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mmssl.contracts import Split
 from mmssl.data.loading import Unreadable
 from mmssl.errors import UserError
+
+
+def read_ledger(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a ledger, ``split``, ``row``, ``id`` and ``reason``; none without a file."""
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(json.JSONDecodeError):  # a process was killed while writing the line
+                yield json.loads(line)
 
 
 class Skipped:
@@ -26,13 +35,8 @@ class Skipped:
         self._sizes = dict(sizes)
         self._max_bad = max_bad
         self._rows: dict[Split, set[int]] = {split: set() for split in sizes}
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # the last line of a process killed while writing it
-                self._rows.setdefault(record["split"], set()).add(record["row"])
+        for record in read_ledger(path):
+            self._rows.setdefault(record["split"], set()).add(record["row"])
 
     def __len__(self) -> int:
         return sum(len(rows) for rows in self._rows.values())
