@@ -99,6 +99,12 @@ def test_version(tmp_path: Path) -> None:
         (["run"], "recipe"),
         (["ls", "backbonez"], "did you mean 'backbones'?"),
         (["describe", "objective", "xdcc"], "did you mean 'xdc'?"),
+        (["data"], "Missing command. (see: mmssl data --help)"),
+        (
+            ["data", "indx"],
+            "No such command 'indx'. Did you mean 'index'? (see: mmssl data --help)",
+        ),
+        (["describe", "command", "data index"], "unknown kind 'command'"),
     ],
 )
 def test_what_the_command_line_does_not_know(
@@ -111,7 +117,10 @@ def test_what_the_command_line_does_not_know(
     assert message in line
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ls"], ["plugins"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["ls"], ["plugins"], ["data", "--help"], ["data", "index", "--help"]],
+)
 def test_light_verbs_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; from mmssl.cli import main\n"
@@ -485,10 +494,11 @@ def test_bad_files_are_skipped_counted_and_named(tmp_path: Path) -> None:
     assert set(reasons) == {broken.name, empty.name, gone.name}
     assert reasons[empty.name] == "the file is empty"
     assert reasons[gone.name] == f"no such file: {gone}"
-    assert done.stdout.splitlines()[-2:] == [
-        "3 samples could not be read: runs/small/skipped.jsonl",
-        "run folder: runs/small",
-    ]
+    *_, counted, first, second, third, last = done.stdout.splitlines()
+    assert counted == "3 samples could not be read: runs/small/skipped.jsonl"
+    records = [json.loads(line) for line in skipped]
+    assert [first, second, third] == [f"  {r['id']}: {r['reason']}" for r in records]
+    assert last == "run folder: runs/small"
 
 
 def test_bad_files_of_one_dataset_are_not_counted_in_another(

@@ -108,6 +108,17 @@ def test_a_broken_plugin_is_listed_and_stops_no_other(broken: Any, reason: str) 
     assert registry.resolve("objectives", "fine").owner == "good"
 
 
+def test_commands_are_brought_by_plugins_and_no_component_of_recipes() -> None:
+    registry = registry_of(
+        mine=plugin("mine", register_commands=registering(("data count", "m:count")))
+    )
+    (command,) = registry.components("commands")
+    assert (command.name, command.owner, command.target) == ("data count", "mine", "m:count")
+    assert registry.kinds() == []
+    with pytest.raises(UserError, match="unknown kind 'commands'"):
+        which_kind("commands")
+
+
 def test_a_target_that_does_not_import_names_its_owner() -> None:
     registry = registry_of(
         mine=plugin("mine", register_objectives=registering(("a", "no_such_module:A")))

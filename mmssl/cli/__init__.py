@@ -1,6 +1,7 @@
 """The command line. One file for each verb; what a verb needs is imported when it runs."""
 
 import sys
+from typing import Any
 
 import typer
 
@@ -8,6 +9,7 @@ from mmssl import __version__
 from mmssl.cli.describe import describe
 from mmssl.cli.ls import ls
 from mmssl.cli.plugins import plugins
+from mmssl.cli.profile import profile
 from mmssl.cli.run import run
 from mmssl.cli.schema import schema
 from mmssl.errors import UserError
@@ -20,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_VERBS = {verb.__name__: verb for verb in (run, ls, describe, plugins, schema)}
+_VERBS = {verb.__name__: verb for verb in (run, profile, ls, describe, plugins, schema)}
 for verb in _VERBS.values():
     app.command()(verb)
 
@@ -64,13 +66,23 @@ def main() -> None:
     except UserError as error:
         _fail(str(error), 2)
     except typer.TyperException as error:
-        _fail(f"{error.format_message()} (see: mmssl --help)", 2)
+        context = getattr(error, "ctx", None)
+        _fail(f"{error.format_message()} (see: {_path(context)} --help)", 2)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has gone: nobody is left to tell
         sys.exit(1)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _path(context: Any) -> str:
+    """``mmssl data``: the words that led to where a mistake was made."""
+    words = []
+    while context is not None and context.parent is not None:
+        words.append(context.info_name or "")
+        context = context.parent
+    return " ".join(["mmssl", *reversed(words)])
 
 
 def _fail(message: str, code: int) -> None:
