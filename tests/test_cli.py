@@ -102,7 +102,7 @@ def test_version(tmp_path: Path) -> None:
         (["data"], "Missing command. (see: mmssl data --help)"),
         (
             ["data", "indx"],
-            "No such command 'indx'. Did you mean 'index'? (see: mmssl data --help)",
+            "'indx'. Did you mean 'index'? (see: mmssl data --help)",
         ),
         (["describe", "command", "data index"], "unknown kind 'command'"),
     ],
