@@ -83,7 +83,7 @@ def make_pretraining(recipe: Recipe, folder: Path) -> Pretraining:
         trackers=[],
         progress=Silent(),
     )
-    pretraining._train_mode()
+    pretraining.train_mode()
     return pretraining
 
 
@@ -125,11 +125,11 @@ def clips_per_second(
 ) -> float:
     """Of ``steps`` steps after ``warm`` others; the device is waited for at both ends."""
     for _ in range(warm):
-        pretraining._step(next(batches), 1.0)
+        pretraining.step(next(batches), 1.0)
     _synchronize(pretraining.device)
     began = time.perf_counter()
     for _ in range(steps):
-        losses = pretraining._step(next(batches), 1.0)
+        losses = pretraining.step(next(batches), 1.0)
     _synchronize(pretraining.device)
     spent = time.perf_counter() - began
     if not torch.isfinite(losses.total):

@@ -1,5 +1,6 @@
 """Files for the tests, with frame numbers burned into their frames and clicks into their sound."""
 
+import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +12,18 @@ import numpy as np
 SIDE = 64
 _BITS = 16
 _TICK = Fraction(1, 30_000)
+
+# Encoders' options: as quick as they come, one thread, and silent.
+_QUICKLY = {
+    "libx264": {"preset": "ultrafast"},
+    "libx265": {
+        "preset": "ultrafast",
+        "x265-params": "log-level=none:pools=none:frame-threads=1",
+    },
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
+    "libsvtav1": {"preset": "11", "svtav1-params": "lp=1"},
+}
+os.environ.setdefault("SVT_LOG", "1")  # errors; it is a library of its own, with a log of its own
 
 
 def numbered_frame(number: int, width: int = SIDE, height: int = SIDE) -> np.ndarray:
@@ -61,6 +74,10 @@ def write(
     gop: int = 12,
     b_frames: int = 0,
     rotation: float = 0,
+    pixels: str = "",
+    encoder: dict[str, str] | None = None,
+    video_start: float = 0.0,
+    sound_start: float = 0.0,
     sound: np.ndarray | None = None,
     rate: int = 44_100,
     sound_codec: str = "aac",
@@ -73,6 +90,10 @@ def write(
         frames: how many frames; 0 for no video stream.
         times: seconds at which each frame is shown, for a rate that varies.
         size: width, height.
+        pixels: the pixel format; by default 4:2:0 of 8 bits.
+        encoder: options of the video's encoder, besides the quickest preset.
+        video_start: seconds by which all frames are later.
+        sound_start: seconds by which the sound is later.
         sound: ``[samples]`` or ``[channels, samples]``; None for no audio stream.
         options: of the container.
     """
@@ -80,15 +101,20 @@ def write(
         video: Any = None
         audio: Any = None
         if frames:
-            more = {"preset": "ultrafast", "bf": str(b_frames)} if codec == "libx264" else {}
-            if codec == "mpeg4":
-                more = {"bf": str(b_frames)}
-            video = out.add_stream(codec, rate=fps, options=more)
+            more = dict(_QUICKLY.get(codec, {}))
+            if codec in ("libx264", "mpeg4"):
+                more["bf"] = str(b_frames)
+            if codec == "libx265":
+                more["x265-params"] += f":bframes={b_frames}"
+            video = out.add_stream(codec, rate=fps, options={**more, **(encoder or {})})
             video.width, video.height = size
-            video.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            video.pix_fmt = pixels or ("yuvj420p" if codec == "mjpeg" else "yuv420p")
             video.codec_context.gop_size = gop
             video.codec_context.thread_count = 1
-            video.codec_context.time_base = video.time_base = _TICK
+            # In AVI one tick is one frame; MPEG-2 knows no other either.
+            coarse = path.suffix == ".avi" or codec == "mpeg2video"
+            tick = Fraction(1, fps) if coarse and times is None else _TICK
+            video.codec_context.time_base = video.time_base = tick
             if rotation:
                 video.set_display_rotation(rotation)
         if sound is not None:
@@ -96,14 +122,15 @@ def write(
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(numbered_frame(number, *size), format="rgb24")
             time = number / fps if times is None else times[number]
-            frame.pts, frame.time_base = round(time / _TICK), _TICK
+            frame.pts, frame.time_base = round((time + video_start) / tick), tick
             out.mux(video.encode(frame))
         if video is not None:
             out.mux(video.encode(None))
         if audio is not None and sound is not None:
             planes = np.ascontiguousarray(np.atleast_2d(sound), np.float32)
             frame = av.AudioFrame.from_ndarray(planes, format="fltp", layout=layout)
-            frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+            frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
+            frame.pts = round(sound_start * rate)
             resampler = av.AudioResampler(format=audio.format, layout=layout, rate=rate)
             for part in [*resampler.resample(frame), *resampler.resample(None)]:
                 out.mux(audio.encode(part))

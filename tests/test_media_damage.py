@@ -1,5 +1,6 @@
 """Damaged, empty and odd files: a defined result or `BadMedia`, never anything else."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,9 +9,14 @@ import numpy as np
 import pytest
 import torch
 from media_files import SIDE, clicks, write
+from small_runs import RECIPE, make_videos, mmssl, write_manifest
 
 from mmssl import BadMedia, Media, MissingModality, Modality, Sample, Window
+from mmssl.contracts import IGNORE
+from mmssl.data.loading import ClipReader, LoaderSettings, ordered_batches, training_batches
+from mmssl.data.sampling import Sampler
 from mmssl_media.audio import Audio
+from mmssl_media.manifest import Manifest
 from mmssl_media.video import Video
 
 VIDEO = Video(frames=4, short_side=SIDE, crop=SIDE)
@@ -164,17 +170,103 @@ def test_frames_of_impossible_proportions(tmp_path: Path) -> None:
     assert "2048 by 16 pixels" in outcome(path, VIDEO)
 
 
-def test_memory_does_not_grow(good: dict[str, Path]) -> None:
+DAMAGED = {
+    2: ("empty", b""),
+    3: ("cut", 2_000),
+    7: ("text", b"This is no video. " * 100),
+    11: ("noise", np.random.default_rng(0).bytes(3_000)),
+    13: ("playlist", b"#EXTM3U\n#EXTINF:1,\nother.ts\n"),
+    17: ("gone", None),
+    19: ("folder", None),
+}
+
+
+def with_damage(folder: Path) -> list[tuple[str, int]]:
+    """Files and classes of 24 videos, seven of them damaged."""
+    videos = make_videos(folder, 24)
+    for row, (kind, data) in DAMAGED.items():
+        path = Path(videos[row][0])
+        if isinstance(data, bytes):
+            path.write_bytes(data)
+        elif isinstance(data, int):
+            path.write_bytes(path.read_bytes()[:data])
+        else:
+            path.unlink()
+            if kind == "folder":
+                path.mkdir()
+    return videos
+
+
+def test_loader_names_damaged_files_and_gives_every_batch(tmp_path: Path) -> None:
+    dataset = Manifest(path=write_manifest(tmp_path / "list.csv", with_damage(tmp_path / "v")))
+    modalities = {
+        "video": Video(frames=2, fps=4, short_side=20, crop=16),
+        "audio": Audio(seconds=0.5, mels=16),
+    }
+    settings = LoaderSettings(workers=2)
+    ordered = list(
+        ordered_batches(
+            ClipReader(dataset, modalities, seed=1),
+            range(24),
+            batch_size=5,
+            split="train",
+            settings=settings,
+        )
+    )
+    found = [failure for loaded in ordered for failure in loaded.unreadable]
+    assert [failure.row for failure in found] == sorted(DAMAGED)
+    assert all(failure.reason for failure in found)
+    absent = [
+        row
+        for loaded in ordered
+        for row, here in zip(loaded.batch.index, loaded.batch.present["video"], strict=True)
+        if not here
+    ]
+    assert absent == sorted(DAMAGED)
+    reader = ClipReader(dataset, modalities, seed=1, sampler=Sampler(24, seed=1))
+    training = list(training_batches(reader, start=0, batch_size=6, count=16, settings=settings))
+    assert [len(loaded.batch.index) for loaded in training] == [6] * 16
+    assert not set(DAMAGED) & {int(row) for loaded in training for row in loaded.batch.index}
+    named = {failure.row for loaded in training for failure in loaded.unreadable}
+    assert named == set(DAMAGED)
+
+
+def test_damaged_files_are_named_once_and_have_no_label(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "list.csv", with_damage(tmp_path / "videos"))
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    done = mmssl(
+        "run",
+        "recipe.yaml",
+        "data.train={use: manifest, path: list.csv}",
+        "data.max_bad=0.5",
+        "data.workers=2",
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    run = tmp_path / "runs/small"
+    records = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(record["row"] for record in records) == sorted(DAMAGED)
+    assert all(record["reason"] for record in records)
+    labellings = sorted(run.glob("clusters/*/*.labels.npy"))
+    assert len(labellings) == 4  # of two modalities in two rounds
+    for path in labellings:
+        assert np.flatnonzero(np.load(path) == IGNORE).tolist() == sorted(DAMAGED)
+
+
+def test_memory_does_not_grow(good: dict[str, Path], tmp_path: Path) -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc")
-    for _ in range(60):
-        outcome(good["mp4"], VIDEO)
-        outcome(good["mp4"], AUDIO)
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(good["mkv"].read_bytes()[:6000])
+    files = [*good.values(), cut]
+    for k in range(100):
+        outcome(files[k % len(files)], VIDEO)
+        outcome(files[k % len(files)], AUDIO)
     before = resident()
-    for _ in range(200):
-        outcome(good["mp4"], VIDEO)
-        outcome(good["mp4"], AUDIO)
+    for k in range(400):
+        outcome(files[k % len(files)], VIDEO)
+        outcome(files[k % len(files)], AUDIO)
     assert resident() - before < 8 * 2**20

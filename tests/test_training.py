@@ -134,10 +134,10 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, target: str, count: int) -> None:
 @pytest.mark.parametrize(
     ("where", "count"),
     [
-        ("mmssl.training.loop.Pretraining._step", 1),
-        ("mmssl.training.loop.Pretraining._step", 7),  # in the middle of an epoch
-        ("mmssl.training.loop.Pretraining._step", 13),  # the first of round 2
-        ("mmssl.training.loop.Pretraining._step", 30),
+        ("mmssl.training.loop.Pretraining.step", 1),
+        ("mmssl.training.loop.Pretraining.step", 7),  # in the middle of an epoch
+        ("mmssl.training.loop.Pretraining.step", 13),  # the first of round 2
+        ("mmssl.training.loop.Pretraining.step", 30),
         ("mmssl.training.loop.Pretraining._begin_round", 2),  # between rounds
         ("mmssl.training.loop.Pretraining._log_step", 18),
         ("mmssl.training.checkpoints.save", 5),
@@ -171,7 +171,7 @@ def test_killed_again_and_again(
     finished = False
     for _ in range(20):
         with pytest.MonkeyPatch.context() as patch:
-            kill_at(patch, "mmssl.training.loop.Pretraining._step", 6)
+            kill_at(patch, "mmssl.training.loop.Pretraining.step", 6)
             try:
                 pretraining(tmp_path / "run").run()
             except Killed:
@@ -216,7 +216,7 @@ def test_a_finished_run_trains_nothing_more(tmp_path: Path) -> None:
     pretraining(tmp_path / "run").run()
     before = outcome(tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
-        kill_at(patch, "mmssl.training.loop.Pretraining._step", 1)
+        kill_at(patch, "mmssl.training.loop.Pretraining.step", 1)
         pretraining(tmp_path / "run").run()
     assert outcome(tmp_path / "run") == before
 
@@ -232,7 +232,7 @@ def test_unreadable_and_missing_samples_have_no_label(
 
 def test_lost_labels_of_a_begun_round_are_an_error(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        kill_at(patch, "mmssl.training.loop.Pretraining._step", 7)
+        kill_at(patch, "mmssl.training.loop.Pretraining.step", 7)
         with pytest.raises(Killed):
             pretraining(tmp_path / "run").run()
     (tmp_path / "run" / "clusters" / "round-01" / "a.labels.npy").unlink()
@@ -441,7 +441,7 @@ def test_xdc_learns_from_the_other_modality_what_sdc_cannot(tmp_path: Path, seed
 
 def test_data_that_changed_since_the_run_began_are_refused(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        kill_at(patch, "mmssl.training.loop.Pretraining._step", 7)
+        kill_at(patch, "mmssl.training.loop.Pretraining.step", 7)
         with pytest.raises(Killed):
             pretraining(tmp_path / "run").run()
     with pytest.raises(UserError, match=r"the data of .* have changed since it began"):

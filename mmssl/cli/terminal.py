@@ -31,7 +31,7 @@ class Terminal:
     """Implements `mmssl.training.progress.Progress` on the standard output."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, emoji=False)
         if not self.console.is_terminal:
             self.console.width = 100
 

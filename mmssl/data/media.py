@@ -39,6 +39,18 @@ def damage_is_bad_media() -> Iterator[None]:
         raise BadMedia(reason) from error
 
 
+def packets(container: InputContainer, *streams: Any) -> Iterator[Any]:
+    """The packets of some streams, or of all, in the file's order; the last of each is empty.
+
+    As PyAV's ``demux``, which stumbles at the end over streams that only turned up on the way,
+    as they may in MPEG-TS. By then it is done with those that were asked for.
+    """
+    try:
+        yield from container.demux(*streams)
+    except IndexError:
+        return
+
+
 class Media:
     """What `mmssl.Modality.read` reads from. A context manager: leaving it closes the file.
 
@@ -118,7 +130,7 @@ class Media:
         ends = [0.0]
         with step("open"), damage_is_bad_media():
             self.container.seek(0)
-            for packet in self.container.demux():
+            for packet in packets(self.container):
                 if packet.pts is not None and packet.time_base is not None:
                     ends.append(float((packet.pts + (packet.duration or 0)) * packet.time_base))
         length = max(ends) - self.origin

@@ -1,11 +1,26 @@
 """Files behind a URL, and parts of them, as seekable files."""
 
 import io
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
+
+from mmssl.errors import BadMedia, UserError
+
+T = TypeVar("T")
+
+# Bytes that are fetched at a time: a request to a distant store takes as long as so many do.
+_BLOCK = 1 << 20
+
+# So many of them are kept while a file is open: a container's index lies at its beginning or
+# end, and sound and pictures side by side between.
+_KEPT = 16
+
+# Seconds to wait before asking once more: a busy network is no reason to skip a sample.
+_PAUSES = (0.2, 1.0)
 
 
 @contextmanager
@@ -21,8 +36,32 @@ def open_url(url: str, span: tuple[int, int] | None) -> Iterator[Any]:
         ValueError: there is no such protocol.
         ImportError: the protocol's package is not installed.
     """
-    with fsspec.open(url, "rb") as file:
-        yield file if span is None else Part(file, *span)
+    # Found anew in every process: connections do not survive a fork.
+    system, path = fsspec.core.url_to_fs(url)
+    if span is None:
+        size = _persistently(lambda: system.size(path), url)
+        if size is None:
+            raise OSError(f"{url}: the server does not say how long it is")
+        span = 0, int(size)
+    with RemotePart(system, path, *span) as part:
+        yield part
+
+
+def check_protocol(url: str) -> None:
+    """Refuse a URL that nothing here can open.
+
+    Raises:
+        UserError: there is no such protocol, or its package is not installed.
+    """
+    for link in url.split("::"):
+        protocol = link.partition("://")[0]
+        try:
+            fsspec.get_filesystem_class(protocol)
+        except ImportError as error:
+            package = getattr(error.__cause__, "name", None) or protocol
+            raise UserError(f"{url}: cannot be opened ({error}): pip install {package}") from None
+        except ValueError:
+            raise UserError(f"{url}: there is no protocol {protocol!r}") from None
 
 
 class Part(io.RawIOBase):
@@ -67,3 +106,82 @@ class Part(io.RawIOBase):
         data = self._file.read(left if size < 0 else min(size, left))
         self._position += len(data)
         return data
+
+
+class RemotePart(Part):
+    """The same of a remote file: whole blocks are fetched, and nothing outside of the part.
+
+    Args:
+        system: the fsspec file system.
+        path: the file's name in it.
+        first: its byte that is the part's first.
+        count: bytes in the part.
+        block: bytes that are fetched at a time.
+    """
+
+    def __init__(self, system: Any, path: str, first: int, count: int, block: int = _BLOCK) -> None:
+        super().__init__(system, first, count)
+        self._path = path
+        self._block = block
+        self._blocks: dict[int, bytes] = {}
+
+    def read(self, size: int = -1) -> bytes:
+        """So many bytes, or as many as are left; all that are left for -1.
+
+        Raises:
+            OSError: they cannot be fetched.
+        """
+        left = max(0, self._count - self._position)
+        end = self._position + (left if size < 0 else min(size, left))
+        parts = []
+        while self._position < end:
+            number, skip = divmod(self._position, self._block)
+            part = self._fetched(number)[skip : skip + end - self._position]
+            parts.append(part)
+            self._position += len(part)
+        return b"".join(parts)
+
+    def _fetched(self, number: int) -> bytes:
+        data = self._blocks.pop(number, None)
+        if data is None:
+            start = number * self._block
+            length = min(self._block, self._count - start)
+            data = fetch(self._file, self._path, self._first + start, length)
+            if len(self._blocks) == _KEPT:
+                del self._blocks[next(iter(self._blocks))]
+        self._blocks[number] = data  # the one used last stands last
+        return data
+
+
+def fetch(system: Any, path: str, first: int, count: int) -> bytes:
+    """So many bytes of a remote file.
+
+    Raises:
+        OSError: they cannot be fetched, or the file ends before.
+    """
+    data = _persistently(lambda: system.cat_file(path, start=first, end=first + count), path)
+    if len(data) > count:
+        raise OSError(f"{path}: the server does not give parts of files")
+    if len(data) < count:
+        raise OSError(f"{path} ends at byte {first + len(data)}")
+    return data
+
+
+def _persistently(ask: Callable[[], T], path: str) -> T:
+    """What a remote file system answers, asked up to three times.
+
+    Raises:
+        OSError: it does not answer, or that there is no such file.
+    """
+    for pause in (*_PAUSES, None):
+        try:
+            return ask()
+        except (FileNotFoundError, PermissionError, BadMedia):  # the last: out of time
+            raise
+        # Each store's package has errors of its own, which are no OSError.
+        except Exception as error:
+            if pause is None:
+                reason = str(error) or type(error).__name__
+                raise OSError(f"{path}: {reason}") from error
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")

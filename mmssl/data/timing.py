@@ -1,11 +1,12 @@
-"""Where the time of reading goes.
+"""Where the time of reading and of training goes.
 
-Whoever reads media names what it is doing: ``with step("seek"): ...``. Unless somebody measures
-(`mmssl profile`), that costs a fraction of a microsecond.
+Whoever reads or computes names what it is doing: ``with step("seek"): ...``. Unless somebody
+measures (`mmssl profile`), that costs a fraction of a microsecond.
 """
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
@@ -14,12 +15,14 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 class _Stopwatch:
     """Seconds by step. Where steps are nested, each moment counts for the innermost alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait: Callable[[], object]) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self._wait = wait
         self._open: list[str] = []
         self._since = 0.0
 
     def _lap(self) -> None:
+        self._wait()
         now = time.perf_counter()
         if self._open:
             self.seconds[self._open[-1]] += now - self._since
@@ -49,10 +52,16 @@ class _Step(AbstractContextManager[None]):
 _stopwatch: _Stopwatch | None = None
 
 
-def measure(wanted: bool = True) -> None:
-    """Begin to measure in this process, from zero, or stop."""
+def measure(wanted: bool = True, *, wait: Callable[[], object] = lambda: None) -> None:
+    """Begin to measure in this process, from zero, or stop.
+
+    Args:
+        wanted: false to stop.
+        wait: called at the beginning and the end of every step, to wait for a device that works
+            on while the program goes on.
+    """
     global _stopwatch
-    _stopwatch = _Stopwatch() if wanted else None
+    _stopwatch = _Stopwatch(wait) if wanted else None
 
 
 def step(name: str) -> AbstractContextManager[None]:

@@ -48,6 +48,15 @@ def run_stage(recipe: Recipe, stage: str, progress: Progress) -> None:
 
 def pretrain(recipe: Recipe, folder: RunFolder, progress: Progress) -> None:
     """Train the encoders of a recipe in its run folder."""
+    training = pretraining(recipe, folder.path, progress)
+    try:
+        training.run()
+    except UserError as error:
+        raise placed(recipe, error) from error
+
+
+def pretraining(recipe: Recipe, folder: Path, progress: Progress) -> Pretraining:
+    """A recipe's training in a folder, before its first step; its data are there."""
     device = assembly.choose_device(recipe)
     modalities = assembly.build_modalities(recipe)
     encoders = assembly.build_encoders(recipe)
@@ -61,8 +70,8 @@ def pretrain(recipe: Recipe, folder: RunFolder, progress: Progress) -> None:
     if recipe.training.compile:
         for backbone in encoders.backbones.values():
             backbone.compile()
-    training = Pretraining(
-        folder=folder.path,
+    return Pretraining(
+        folder=folder,
         encoders=encoders,
         objective=objective,
         modalities=modalities,
@@ -75,13 +84,9 @@ def pretrain(recipe: Recipe, folder: RunFolder, progress: Progress) -> None:
         trackers=[spec.build() for spec in recipe.trackers],
         progress=progress,
     )
-    try:
-        training.run()
-    except UserError as error:
-        raise _placed(recipe, error) from error
 
 
-def _placed(recipe: Recipe, error: UserError) -> UserError:
+def placed(recipe: Recipe, error: UserError) -> UserError:
     """The file and line of the field that a message begins with, put before it."""
     field_path, colon, reason = str(error).partition(": ")
     keys = field_path.split(".")

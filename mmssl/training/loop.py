@@ -11,15 +11,17 @@ therefore the parameters, the optimizer's state and a few integers.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmssl.contracts import Batch, Dataset, Losses, Modality, Objective, Split, Tracker
+from mmssl.data import timing
 from mmssl.data.draws import derive_seed
 from mmssl.data.loading import (
     ClipReader,
@@ -182,28 +184,27 @@ class Pretraining:
         )
 
     def _steps(self, plan: RoundPlan, steps: int, advance: Advance) -> None:
-        settings, state = self.settings, self.state
-        reader = ClipReader(
-            self.datasets["train"],
-            self.modalities,
-            seed=settings.seed,
-            sampler=Sampler(
-                len(self.datasets["train"]),
-                derive_seed(settings.seed, "sampling"),
-                self.objective.balanced_over(),
-                self.datasets["train"].storage(),
-            ),
-        )
-        batches = training_batches(
-            reader,
-            start=state.position,
-            batch_size=settings.batch_size,
-            count=steps - state.step,
-            settings=self.loader,
-        )
-        self._train_mode()
+        batches = self.batches(steps - self.state.step, self.objective.balanced_over())
+        self.train_mode()
         with closing(batches):
             self._train(batches, plan, steps, advance)
+
+    def batches(self, count: int, balanced_over: Sequence[np.ndarray]) -> Generator[Loaded]:
+        """The next ``count`` training batches.
+
+        Args:
+            count: how many.
+            balanced_over: as `Objective.balanced_over` gives it.
+        """
+        train, seed = self.datasets["train"], self.settings.seed
+        sampler = Sampler(len(train), derive_seed(seed, "sampling"), balanced_over, train.storage())
+        return training_batches(
+            ClipReader(train, self.modalities, seed=seed, sampler=sampler),
+            start=self.state.position,
+            batch_size=self.settings.batch_size,
+            count=count,
+            settings=self.loader,
+        )
 
     def _train(
         self, batches: Iterator[Loaded], plan: RoundPlan, steps: int, advance: Advance
@@ -218,7 +219,7 @@ class Pretraining:
             for failure in loaded.unreadable:
                 self.skipped("train", failure)
             factor = plan.factor(settings.place(state.step, plan.epochs))
-            losses = self._step(loaded.batch, factor)
+            losses = self.step(loaded.batch, factor)
             state.step += 1
             state.global_step += 1
             state.position += settings.batch_size
@@ -246,8 +247,13 @@ class Pretraining:
                 self._save()
                 raise Interrupted
 
-    def _step(self, batch: Batch, factor: float) -> Losses:
-        """One optimizer step; gradients are averaged over micro-batches."""
+    def step(self, batch: Batch, factor: float) -> Losses:
+        """One optimizer step; gradients are averaged over micro-batches.
+
+        Args:
+            batch: as it comes from the loader.
+            factor: on the peak learning rate.
+        """
         settings = self.settings
         torch.manual_seed(derive_seed(settings.seed, "step", self.state.global_step))
         for group in self.optimizer.param_groups:
@@ -256,21 +262,27 @@ class Pretraining:
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.device)
         for part in batch.chunk(settings.accumulate):
-            losses = self._forward(part.to(self.device), augment=True)
-            self.scaler.scale(losses.total / settings.accumulate).backward()
+            with timing.step("transfer"):
+                part = part.to(self.device)
+            losses = self._forward(part, augment=True)
+            with timing.step("backward"):
+                self.scaler.scale(losses.total / settings.accumulate).backward()
             total += losses.total.detach() / settings.accumulate
             for name, value in losses.parts.items():
                 sums[name] = sums.get(name, 0) + value / settings.accumulate
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        with timing.step("optimizer"):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         return Losses(total, sums)
 
     def _forward(self, batch: Batch, *, augment: bool) -> Losses:
         with autocast(self.device, self.settings.precision):
             seeds = batch.seeds if augment else None
-            clips = prepare(batch.clips, self.modalities, seeds, self.settings.channels_last)
-            features = self.encoders(clips, batch.present)
-            return self.objective.loss(batch, features)
+            with timing.step("prepare"):
+                clips = prepare(batch.clips, self.modalities, seeds, self.settings.channels_last)
+            with timing.step("forward"):
+                features = self.encoders(clips, batch.present)
+                return self.objective.loss(batch, features)
 
     def _validate(self) -> None:
         """The losses on the validation clips, averaged over the samples that each is a mean of."""
@@ -303,7 +315,7 @@ class Pretraining:
                     sums[name] = sums.get(name, 0) + value.double() * weight
                     weights[name] = weights.get(name, 0) + weight
                 advance(len(loaded.batch))
-        self._train_mode()
+        self.train_mode()
         means = {name: float(sums[name] / weights[name].clamp(min=1e-9)) for name in sums}
         self.state.validation.append(means["loss"])
         self.log.write(
@@ -315,7 +327,8 @@ class Pretraining:
             }
         )
 
-    def _train_mode(self) -> None:
+    def train_mode(self) -> None:
+        """Encoders and objective as a step wants them."""
         self.encoders.train(not self.settings.freeze_encoders)
         self.objective.train()
 

@@ -5,7 +5,7 @@ All times are presentation times in seconds from `Media.origin`.
 
 import math
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, dropwhile
 from typing import Any, TypeVar
 
 import av
@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from mmssl import BadMedia, Media, MissingModality
-from mmssl.data.media import damage_is_bad_media
+from mmssl.data.media import damage_is_bad_media, packets
 from mmssl.data.timing import step
 
 StreamType = TypeVar("StreamType", VideoStream, AudioStream)
@@ -37,6 +37,10 @@ _FASTEST = 768_000
 
 # A seek that lands so many packets early was without an index: they are not kept to look ahead.
 _LOOK_AHEAD = 2000
+
+# Where sound has no index, as in MPEG-PS, a seek lands within a frame: so many packets at most may
+# be pieces before the first whole one.
+_TORN = 2
 
 # The last frame of a video is shown for so long at least, whatever its file says.
 _LAST_FRAME = 1.0
@@ -82,7 +86,28 @@ def _decodable(stream: StreamType) -> StreamType:
         raise BadMedia(f"there is no decoder for its {stream.type}")
     if not context.is_open:
         context.thread_count = 1  # the loader's processes are the parallelism
+        with damage_is_bad_media():
+            # Before anything is to be skipped: dav1d would skip it for as long as it is open.
+            context.open()
     return stream
+
+
+def begins(media: Media, stream: Any) -> float | None:
+    """Seconds at which a stream's first frame is shown; None if the container does not know."""
+    if _by_place(media, stream):
+        return 0.0  # FFmpeg's guess would be later by what is reordered
+    if stream.start_time is None or stream.time_base is None:
+        return None
+    return float(stream.start_time * stream.time_base) - media.origin
+
+
+def _by_place(media: Media, stream: Any) -> bool:
+    """Whether times are those of decoding, and so of packets, not of frames.
+
+    AVI has no others: a packet's place in the file is its time, and B-frames are stored after
+    the frame that they are shown before.
+    """
+    return stream.type == "video" and media.container.format.name == "avi"
 
 
 def frames_from(media: Media, start: float) -> Iterator[tuple[float, VideoFrame]]:
@@ -110,6 +135,16 @@ def frames_from(media: Media, start: float) -> Iterator[tuple[float, VideoFrame]
             raise MissingModality(f"no video at {start:.2f} s: it ends at {time:.2f} s")
         yield shown
     yield from frames
+
+
+def all_sound(media: Media) -> Iterator[tuple[float, AudioFrame]]:
+    """All audio frames with their times, as they are stored.
+
+    Raises:
+        MissingModality: no audio stream.
+        BadMedia: it cannot be decoded.
+    """
+    yield from _decoded(media, audio_stream(media), 0.0)
 
 
 def pcm(media: Media, start: float, samples: int, rate: int) -> np.ndarray:
@@ -208,13 +243,11 @@ def _decoded(media: Media, stream: Any, start: float) -> Iterator[tuple[float, A
     """
     if stream.time_base is None:
         raise BadMedia("its times have no unit")
-    begin = -math.inf
-    if stream.start_time is not None:
-        begin = float(stream.start_time * stream.time_base) - media.origin
+    begin = begins(media, stream)
     for target in [*(max(0.0, start - back) for back in _STEPS_BACK), _BEFORE_ALL]:
         frames = _decoded_after_seek(media, stream, target, start)
         first = next(frames, None)
-        if first is not None and first[0] <= max(start, begin) + GRACE:
+        if first is not None and first[0] <= max(start, begin or start) + GRACE:
             break
     return frames if first is None else chain([first], frames)
 
@@ -235,18 +268,40 @@ def _decoded_after_seek(
                 container.seek(math.floor(origin / unit), stream=stream)
     except (av.FFmpegError, OverflowError) as error:
         raise BadMedia(f"cannot seek to {max(0.0, target):.2f} s") from error
-    packets: Iterator[Any] = container.demux(stream)
+    arriving = packets(container, stream)
+    by_place = _by_place(media, stream)
     if stream.type == "video":
-        packets = _sparing(packets, stream.codec_context, (start + GRACE + origin) / unit)
+        if target != _BEFORE_ALL:
+            # Some decoders make pictures, of a kind, from what depends on frames not seen.
+            arriving = dropwhile(lambda packet: packet.size and not packet.is_keyframe, arriving)
+        stream.codec_context.skip_frame = "DEFAULT"
+        if not (by_place and stream.codec_context.has_b_frames):
+            arriving = _sparing(arriving, stream.codec_context, (start + GRACE + origin) / unit)
+    places: list[int] = []
+    torn = _TORN if stream.type == "audio" else 0
     while True:
         # Not around the yield: what the caller raises is not the file's fault.
         with step(f"decode {stream.type}"), damage_is_bad_media():
-            packet = next(packets, None)
-            frames = [] if packet is None else packet.decode()
+            packet = next(arriving, None)
+            try:
+                frames = [] if packet is None else packet.decode()
+            except av.FFmpegError:
+                if not torn:
+                    raise
+                torn, frames = torn - 1, []
         if packet is None:
             return
-        for frame in frames:
+        torn = 0 if frames else torn
+        if by_place and packet.dts is not None:
+            places = [*places[-16:], packet.dts]  # no codec reorders more
+        for count, frame in enumerate(frames):
             ticks = frame.pts if frame.pts is not None else frame.dts
+            if places:
+                # The decoder lags behind by so many packets; after the last one come, one after
+                # the other, the frames that are left.
+                late = stream.codec_context.reorder_depth
+                back = 1 + late if packet.size else late - count
+                ticks = places[-min(max(back, 1), len(places))]
             if ticks is None:
                 raise BadMedia("its frames carry no times")
             yield ticks * unit - origin, frame

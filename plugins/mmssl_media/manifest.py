@@ -1,26 +1,34 @@
-"""A dataset listed in a CSV file."""
+"""Datasets that are lists: of files, and of parts of archives, in CSV, TSV or Parquet."""
 
 import csv
+import hashlib
+import io
 import mmap
 import os
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
-from pydantic import DirectoryPath, FilePath
+from pydantic import DirectoryPath, Field, FilePath
 
-from mmssl.contracts import IGNORE, Dataset, Sample
+from mmssl.contracts import IGNORE, Dataset, Sample, Storage
+from mmssl.data.remote import check_protocol
 from mmssl.errors import UserError
+from mmssl.training.checkpoints import write_atomically
+from mmssl_media.synthetic import cache_folder
 
 # Every so many rows the place in the file is remembered; the rows between are skipped over.
 # 65 million rows cost 33 MB this way, where Python objects would cost gigabytes.
 _MARK = 16
 
 _OWN_COLUMNS = ("path", "label", "start", "end", "id")
+_SPAN_COLUMNS = ("offset", "size")
 
 # A label that is a number is its own index, so a mistaken column must not make 10^9 classes.
 _MOST_CLASSES = 1_000_000
@@ -28,57 +36,60 @@ _MOST_CLASSES = 1_000_000
 
 @dataclass(frozen=True)
 class _Index:
-    """What one pass over the file found.
+    """What one pass over the list found.
 
     Attributes:
         header: the columns' names.
+        own: those of them that are no further fields.
         rows: how many.
         marks: int64, the byte at which every `_MARK`-th row begins.
         labels: ``[rows]`` int32, or None without a column ``label``.
         classes: the classes' names.
+        groups: int64, how many consecutive rows lie in the same file, file after file; None
+            where files are not archives.
     """
 
     header: list[str]
+    own: frozenset[str]
     rows: int
     marks: np.ndarray
     labels: np.ndarray | None
     classes: tuple[str, ...]
+    groups: np.ndarray | None
 
 
-class Manifest(Dataset):
-    """Samples listed in a CSV file, or in a TSV file (by its ending), one a row.
-
-    The first line names the columns. ``path`` is the media file; ``label``, ``start`` and ``end``
-    (seconds) are optional, as is a value in each; any further column is passed on to modalities.
-    One file may hold several samples that differ in ``start`` and ``end``. A row's name in
-    messages is made of these, or is its ``id`` where it has one. A row without ``path``, for
-    modalities with files of their own, needs an ``id``. The list is UTF-8.
-
-    It is indexed in one pass when first used, which takes up to 20 bytes a row for the moment;
-    4 bytes a row are kept, for the label.
-
-    Labels that are whole numbers from 0 are the classes' indices. Others are names, and the
-    classes are all names in alphabetical order unless `classes` gives the order.
+class Listed(Dataset):
+    """Samples that stand in CSV text, one a row: what lists, folders and shards are.
 
     Args:
-        path: the list.
-        root: folder that relative paths are relative to; by default the list's own.
-        classes: names of all classes in order, so that lists that lack some of them agree.
+        path: what messages call the list.
+        root: folder, or the URL of one, that relative paths are relative to.
+        classes: names of all classes in order; None for those that are found.
+        buffer: rows that are shuffled together where they are parts of archives.
     """
 
+    _delimiter = ","
+
     def __init__(
-        self,
-        *,
-        path: FilePath,
-        root: DirectoryPath | None = None,
-        classes: list[str] | None = None,
+        self, path: Path | str, *, root: str, classes: list[str] | None, buffer: int
     ) -> None:
-        self.path = Path(path)
-        self.root = os.path.abspath(self.path.parent if root is None else root)
+        self.path = path
+        self.root = root
         self._given = classes
+        self._buffer = buffer
         if classes is not None and len(set(classes)) < len(classes):
             raise UserError(f"{self.path}: a class is named twice in {classes}")
-        self._delimiter = "\t" if self.path.suffix.lower() == ".tsv" else ","
+
+    @property
+    @abstractmethod
+    def _text(self) -> Path | bytes:
+        """The list as CSV in UTF-8: a file, or itself."""
+
+    def fingerprint(self) -> str:
+        """Of all that the list says: another one is another list, or the files lie elsewhere."""
+        digest = hashlib.blake2b(self._bytes, digest_size=16)
+        digest.update(f"\n{self.root}".encode())
+        return digest.hexdigest()
 
     @property
     def classes(self) -> Sequence[str]:  # type: ignore[override]
@@ -99,15 +110,25 @@ class Manifest(Dataset):
             raise IndexError(f"row {index} of {found.rows}")
         row = dict(zip(found.header, self._values(found, index), strict=True))
         label = IGNORE if found.labels is None else int(found.labels[index])
+        path = row.get("path")
+        span = None
+        if "offset" in found.own and row["offset"]:
+            span = int(row["offset"]), int(row["size"])
         return Sample(
             id=_identity(*(row.get(name, "") for name in ("id", "path", "start", "end"))),
-            media=os.path.join(self.root, row["path"]) if row.get("path") else None,
+            media=_located(self.root, path) if path else None,
             start=float(row.get("start") or 0.0),
             end=float(row["end"]) if row.get("end") else None,
             label=None if label == IGNORE else label,
-            fields={name: value for name, value in row.items() if name not in _OWN_COLUMNS},
+            fields={name: value for name, value in row.items() if name not in found.own},
             root=self.root,
+            span=span,
         )
+
+    def storage(self) -> Storage | None:
+        """Rows that are parts of the same archive lie together; None for a list of files."""
+        groups = self._index.groups
+        return None if groups is None else Storage(groups, self._buffer)
 
     def _values(self, found: _Index, index: int) -> list[str]:
         first, skip = int(found.marks[index // _MARK]), index % _MARK
@@ -132,13 +153,23 @@ class Manifest(Dataset):
         return {name: value for name, value in self.__dict__.items() if name != "_bytes"}
 
     @cached_property
-    def _bytes(self) -> mmap.mmap:
-        """The file, mapped: processes share its pages."""
-        with open(self.path, "rb") as file:
+    def _bytes(self) -> mmap.mmap | bytes:
+        """The list; a file is mapped: processes share its pages."""
+        if isinstance(self._text, bytes):
+            return self._text
+        with open(self._text, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return b""
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def _fail(self, line: int, message: str) -> NoReturn:
-        raise UserError(f"{self.path}:{line}: {message}")
+        raise UserError(f"{self._place(line)}: {message}")
+
+    def _place(self, line: int) -> str:
+        return f"{self.path}:{line}"
+
+    def _name_of(self, line: int) -> str:
+        return f"line {line}"
 
     def _records(self) -> Iterator[tuple[int, int, list[str]]]:
         """Line number, first byte and values of every row, the header's included."""
@@ -146,7 +177,8 @@ class Manifest(Dataset):
 
         def lines() -> Iterator[str]:
             nonlocal begin, after
-            with open(self.path, "rb") as file:
+            text = self._text
+            with io.BytesIO(text) if isinstance(text, bytes) else open(text, "rb") as file:
                 for raw in file:
                     begin, after = after, after + len(raw)
                     yield raw.decode("utf-8-sig" if begin == 0 else "utf-8")
@@ -173,6 +205,13 @@ class Manifest(Dataset):
         width = len(header)
         places = [header.index(name) if name in header else None for name in _OWN_COLUMNS]
         path_at, label_at, start_at, end_at, id_at = places
+        # A column `size` alone is one of the user's.
+        spans = "offset" in header
+        if spans and "size" not in header:
+            self._fail(line, "a column 'offset' without a column 'size'")
+        offset_at, size_at = (header.index(name) for name in _SPAN_COLUMNS) if spans else (0, 0)
+        groups, before = array("q"), None
+        protocols: dict[str, str] = {}
         given = None if self._given is None else frozenset(self._given)
         marks, hashes, labels = array("q"), array("q"), array("i")
         names: dict[str, int] = {}
@@ -194,6 +233,14 @@ class Manifest(Dataset):
                 self._fail(number, f"path: {path!r} is no file's name")
             if start or end:
                 self._check_times(number, start, end)
+            if "://" in path:
+                protocols.setdefault(path.partition("://")[0], path)
+            if spans:
+                self._check_span(number, path, own, values[offset_at], values[size_at])
+                if path != before:
+                    groups.append(0)
+                    before = path
+                groups[-1] += 1
             if len(hashes) % _MARK == 0:
                 marks.append(begin)
             hashes.append(hash(_identity(own, path, start, end)))
@@ -207,9 +254,19 @@ class Manifest(Dataset):
             raise UserError(f"{self.path}: lists no samples")
         self._check_unique(np.frombuffer(hashes, np.int64), header)
         del hashes
+        for url in protocols.values():
+            check_protocol(url)
         found = None if label_at is None else np.frombuffer(labels, np.int32)
         classes, found = self._classes(list(names), found)
-        return _Index(header, rows, np.frombuffer(marks, np.int64), found, classes)
+        return _Index(
+            header,
+            frozenset(_OWN_COLUMNS + _SPAN_COLUMNS * spans),
+            rows,
+            np.frombuffer(marks, np.int64),
+            found,
+            classes,
+            np.frombuffer(groups, np.int64) if spans else None,
+        )
 
     def _check_header(self, line: int, header: list[str]) -> None:
         if not header:
@@ -219,6 +276,16 @@ class Manifest(Dataset):
         if len(set(header)) < len(header):
             twice = next(name for name in header if header.count(name) > 1)
             self._fail(line, f"two columns are named {twice!r}")
+
+    def _check_span(self, line: int, path: str, own: str, offset: str, size: str) -> None:
+        if not offset and not size:
+            return
+        for column, text in zip(_SPAN_COLUMNS, (offset, size), strict=True):
+            if not (text.isascii() and text.isdigit()):
+                self._fail(line, f"{column}: {text!r} is not a number of bytes")
+        if not path or not own:
+            missing = "an id" if path else "a path"
+            self._fail(line, f"offset: the row is a part of an archive, and needs {missing}")
 
     def _check_times(self, line: int, start: str, end: str) -> None:
         first = self._seconds(line, "start", start) if start else 0.0
@@ -256,7 +323,7 @@ class Manifest(Dataset):
             name = _identity(*(row.get(column, "") for column in ("id", "path", "start", "end")))
             if hash(name) in twins:
                 if name in seen:
-                    self._fail(number, f"{name!r} is listed already in line {seen[name]}")
+                    self._fail(number, f"{name!r} is listed already in {self._name_of(seen[name])}")
                 seen[name] = number
 
     def _classes(
@@ -287,6 +354,131 @@ class Manifest(Dataset):
         labelled = found != IGNORE
         labels[labelled] = numbers[found[labelled]]
         return tuple(classes), labels
+
+
+class Manifest(Listed):
+    """Samples listed in a CSV, TSV or Parquet file (by its ending), one a row.
+
+    The first line names the columns. ``path`` is the media file, or its URL (``s3://...``);
+    ``label``, ``start`` and ``end`` (seconds) are optional, as is a value in each; any further
+    column is passed on to modalities. One file may hold several samples that differ in ``start``
+    and ``end``. A row's name in messages is made of these, or is its ``id`` where it has one. A
+    row without ``path``, for modalities with files of their own, needs an ``id``. With
+    ``offset`` and ``size`` the media are so many bytes of the file, as in an uncompressed tar;
+    such rows need an ``id``, too, and are read nearly in order. The text is UTF-8.
+
+    It is indexed in one pass when first used, which takes up to 20 bytes a row for the moment;
+    4 bytes a row are kept, for the label. A Parquet file is copied as CSV to ``$MMSSL_CACHE`` or
+    ``~/.cache/mmssl`` first, so that loader processes can find any row without reading others.
+
+    Labels that are whole numbers from 0 are the classes' indices. Others are names, and the
+    classes are all names in alphabetical order unless `classes` gives the order.
+
+    Args:
+        path: the list.
+        root: folder that relative paths are relative to; by default the list's own.
+        classes: names of all classes in order, so that lists that lack some of them agree.
+        buffer: how many rows are shuffled together where they are parts of archives; more mix
+            better, fewer read fewer archives at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: FilePath,
+        root: DirectoryPath | None = None,
+        classes: list[str] | None = None,
+        buffer: Annotated[int, Field(gt=0)] = 10_000,
+    ) -> None:
+        self._file = Path(path)
+        base = os.path.abspath(self._file.parent if root is None else root)
+        super().__init__(self._file, root=base, classes=classes, buffer=buffer)
+        self._is_parquet = self._file.suffix.lower() in (".parquet", ".pq")
+        if self._file.suffix.lower() == ".tsv":
+            self._delimiter = "\t"
+        if self._is_parquet:
+            _pyarrow(self._file)
+
+    @cached_property
+    def _text(self) -> Path:
+        return as_csv(self._file) if self._is_parquet else self._file
+
+    def _place(self, line: int) -> str:
+        return f"{self.path}: row {line - 1}" if self._is_parquet else super()._place(line)
+
+    def _name_of(self, line: int) -> str:
+        return f"row {line - 1}" if self._is_parquet else super()._name_of(line)
+
+
+def _pyarrow(path: Path) -> Any:
+    """The module that reads Parquet files.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import_module("pyarrow.parquet")
+        return import_module("pyarrow")
+    except ImportError:
+        raise UserError(
+            f"{path}: a Parquet file is read with pyarrow: pip install pyarrow"
+        ) from None
+
+
+def as_csv(path: Path) -> Path:
+    """A Parquet file's copy as CSV in the cache, made where it is missing.
+
+    Raises:
+        UserError: the file cannot be read, or a column holds neither text nor numbers.
+    """
+    state = path.stat()
+    key = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}"
+    name = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
+    copy = cache_folder() / "lists" / f"{name}.csv"
+    if copy.is_file():
+        return copy
+    pyarrow = _pyarrow(path)
+    try:
+        file = pyarrow.parquet.ParquetFile(path, memory_map=True)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: is no Parquet file that can be read ({reason})") from None
+    with file:
+        for column in file.schema_arrow:
+            if pyarrow.types.is_nested(column.type) or pyarrow.types.is_binary(column.type):
+                raise UserError(
+                    f"{path}: column {column.name!r} holds {column.type}, but a list holds text "
+                    "and numbers; leave it out"
+                )
+
+        def write(temporary: Path) -> None:
+            with open(temporary, "w", encoding="utf-8", newline="") as text:
+                writer = csv.writer(text, lineterminator="\n")
+                writer.writerow(file.schema_arrow.names)
+                # No threads: the loader's processes are forked from this one.
+                for batch in file.iter_batches(batch_size=10_000, use_threads=False):
+                    columns = (map(_as_text, column.to_pylist()) for column in batch.columns)
+                    writer.writerows(zip(*columns, strict=True))
+
+        try:
+            write_atomically(copy, write)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(
+                f"{path}: cannot be copied to {copy.parent} ({error}); set MMSSL_CACHE to a "
+                "folder with room"
+            ) from None
+    return copy
+
+
+def _as_text(value: Any) -> str:
+    if value is None or value != value:  # NaN, which some writers use for what is missing
+        return ""
+    # A whole number in a column of floats, as pandas makes of one with values that are missing.
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _located(root: str, path: str) -> str:
+    return path if "://" in path else os.path.join(root, path)
 
 
 def _identity(own: str, path: str, start: str, end: str) -> str:

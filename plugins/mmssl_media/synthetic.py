@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mmssl import Dataset, Sample, UserError
+from mmssl.data.cores import cores
 from mmssl.training.progress import Progress
 from mmssl_media.synthetic_clips import (
     CLASSES,
@@ -88,7 +89,7 @@ class Synthetic(Dataset):
         with (
             progress.task("writing videos", len(self), len(self) - len(missing)) as advance,
             ProcessPoolExecutor(
-                min(len(os.sched_getaffinity(0)), len(missing)),
+                min(cores(), len(missing)),
                 mp_context=multiprocessing.get_context("fork"),
                 initializer=signal.signal,
                 initargs=(signal.SIGINT, signal.SIG_IGN),

@@ -44,7 +44,8 @@ class Video(Modality):
     crop of 224, horizontal flip, the colour statistics of Facebook's VMZ (section 4.1 of the
     paper). In evaluation the crop is central and nothing is augmented. Frames are those shown
     at their times, so a rate that varies is no error; a video shorter than the clip goes on
-    with its last frame. Every augmentation is drawn once a clip and the same for all frames.
+    with its last frame. Pixels that are not square are scaled to be. Every augmentation is drawn
+    once a clip and the same for all frames.
 
     Args:
         frames: number of frames T in a clip.

@@ -1,0 +1,1 @@
+"""The commands of the group `mmssl data`, one file for each."""

@@ -1,0 +1,420 @@
+"""``mmssl data transcode``: smaller copies of files, and a manifest of them."""
+
+import csv
+import errno
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mmssl import Sample
+    from mmssl.cli.terminal import Terminal
+    from mmssl_media.journal import Journal
+    from mmssl_media.manifest import Listed
+    from mmssl_media.transcode import Settings
+
+# So many files that were left out are named in the terminal.
+_NAMED = 20
+
+# Files, and clips of each, by which the speed-up is measured.
+_SAMPLED = 20
+_CLIPS = 3
+
+# What is wrong with the place of the copies and not with a file.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+
+
+def transcode(
+    source: Annotated[Path, typer.Argument(help="A manifest, or a folder.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The folder of the copies and their manifest.")
+    ],
+    short_side: Annotated[
+        int, typer.Option(min=2, help="Pixels of the frames' short side; none is enlarged.")
+    ] = 256,
+    gop: Annotated[int, typer.Option(min=1, help="Frames from keyframe to keyframe.")] = 12,
+    crf: Annotated[
+        float, typer.Option(min=0, max=51, help="x264's quality: smaller is better and larger.")
+    ] = 23,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default as many as there are cores.")
+    ] = None,
+    time_limit: Annotated[
+        float, typer.Option(min=0.001, help="Seconds that one file may take.")
+    ] = 3600.0,
+) -> int:
+    """Copy media files so that training reads them fast, and list the copies in a manifest.
+
+    Ids, labels and times stay; sizes and codecs that the manifest tells become the copies'. Started
+    again after a kill, it goes on; copies of files that have changed, or made with other settings,
+    are made anew. Files that cannot be copied are named and left out; the exit code is 1 then.
+
+    Examples:
+      mmssl data transcode manifest.csv -o small --short-side 256 --gop 12
+      mmssl data transcode ~/videos -o small --short-side 128
+      mmssl run xdc_small data.train.path=small/manifest.csv
+    """
+    from mmssl.cli.terminal import Terminal
+    from mmssl.data.cores import cores
+    from mmssl_media.journal import open_journal
+    from mmssl_media.transcode import Settings
+
+    data = _data(source, output, short_side)
+    terminal = Terminal()
+    data.materialise(terminal)
+    len(data)  # finds mistakes in the list before anything is written
+    _make_folder(output)
+    settings = Settings(short_side, gop, crf)
+    try:
+        with open_journal(output / ".journal", "transcode 1") as journal:
+            job = _Job(data, output, settings, journal)
+            job.remove_leftovers()
+            failures = _copy(job, terminal, workers or cores(), time_limit)
+            copied, bad = _write(job, failures, terminal)
+            if copied:
+                _report(job, terminal)
+            return 1 if bad or not copied else 0
+    except KeyboardInterrupt:
+        print(
+            f"mmssl: interrupted; nothing is lost: run the same command to go on in {output}",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _data(source: Path, output: Path, short_side: int) -> "Listed":
+    """What is to be copied."""
+    from mmssl.errors import UserError
+    from mmssl_media.folder import Folder
+    from mmssl_media.manifest import Manifest
+
+    if short_side % 2:
+        raise UserError(f"--short-side {short_side}: must be even, as H.264's pictures are")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"-o {output}: is a file; name a folder for the copies")
+    if source.is_dir():
+        if output.resolve().is_relative_to(source.resolve()):
+            raise UserError(f"-o {output}: is in {source}; copies would be copied next time")
+        return Folder(path=source)
+    if not source.is_file():
+        raise UserError(f"{source}: no such folder or manifest")
+    if (output / "manifest.csv").resolve() == source.resolve():
+        raise UserError(f"-o {output}: its manifest.csv is the source; choose another folder")
+    return Manifest(path=source)
+
+
+def _make_folder(output: Path) -> None:
+    from mmssl.errors import UserError
+
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"-o {output}: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is asked for.
+
+    The journal knows by file (path and bytes of it) in which state and with which settings it
+    was copied, where to, and what the copy's header says; or why it cannot be copied.
+    """
+
+    data: "Listed"
+    output: Path
+    settings: "Settings"
+    journal: "Journal"
+
+    def samples(self) -> Iterator["Sample"]:
+        for row in range(len(self.data)):
+            yield self.data.sample(row)
+
+    def state(self, sample: "Sample") -> list[Any]:
+        """Another state of the file, or other settings, make another copy.
+
+        Raises:
+            Unfit: there is no such file.
+        """
+        from mmssl_media.listing import look
+
+        assert sample.media is not None
+        state = [0, 0]
+        if "://" not in sample.media:
+            found = look(sample.media)
+            state = [found.st_size, found.st_mtime_ns]
+        return [*state, asdict(self.settings)]
+
+    def known(self, sample: "Sample") -> dict[str, Any] | None:
+        """What the journal says of the file as it is, if that still holds.
+
+        Raises:
+            Unfit: there is no such file.
+        """
+        state = self.state(sample)
+        entry: dict[str, Any] | None = self.journal.get(_key(sample), None)
+        if entry is None or entry["state"] != state:
+            return None
+        if "bad" not in entry:
+            copy = self.output / entry["path"]
+            if not copy.is_file() or copy.stat().st_size != entry["bytes"]:
+                return None
+        return entry
+
+    def remove_leftovers(self) -> None:
+        """What processes that were killed had begun to write."""
+        for leftover in (self.output / "files").glob("*/.*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
+def _key(sample: "Sample") -> str:
+    return json.dumps([sample.media, sample.span])
+
+
+def _name(sample: "Sample") -> str:
+    """Folder and name of a copy, without ending: short, legible, and no other file's."""
+    digest = hashlib.blake2b(_key(sample).encode("utf-8", "surrogateescape"), digest_size=8)
+    stem = re.sub(r"[^\w.-]+", "_", Path(sample.media or "").stem)[:60]
+    name = digest.hexdigest()
+    return f"files/{name[:2]}/{stem}-{name[2:]}"
+
+
+def _copy(job: _Job, terminal: "Terminal", workers: int, seconds: float) -> dict[str, str]:
+    """Make the copies that are missing; return why some failed that are not in the journal.
+
+    Those took too long or ended their process. That may be the machine's fault, so that the next
+    start tries them again.
+    """
+    from mmssl.errors import UserError
+    from mmssl_media.listing import Unfit
+    from mmssl_media.parallel import Failed, in_processes
+
+    todo: list[int] = []
+    seen: set[int] = set()  # hashes: keys would be some 200 bytes longer
+    with terminal.task("looking", total=len(job.data)) as advance:
+        for row, sample in enumerate(job.samples()):
+            advance()
+            if sample.media is None or hash(_key(sample)) in seen:
+                continue
+            seen.add(hash(_key(sample)))
+            try:
+                if job.known(sample) is None:
+                    todo.append(row)
+            except Unfit:
+                continue
+
+    def work(item: tuple[int, list[Any]]) -> dict[str, Any]:
+        return _copy_one(job, job.data.sample(item[0]))
+
+    def items() -> Iterator[tuple[int, list[Any]]]:
+        for row in todo:
+            try:
+                yield row, job.state(job.data.sample(row))
+            except Unfit:
+                continue  # it has gone meanwhile
+
+    failures: dict[str, str] = {}
+    bad = 0
+    with terminal.task("copying", total=len(todo)) as advance:
+        for (row, state), found in in_processes(work, items(), workers=workers, seconds=seconds):
+            key = _key(job.data.sample(row))
+            if not isinstance(found, Failed):
+                if "disk" in found:
+                    raise UserError(f"{job.output}: cannot be written: {found['disk']}")
+                job.journal.add(key, {"state": state, **found})
+            elif found.cause == "media":
+                job.journal.add(key, {"state": state, "bad": found.reason})
+            else:
+                failures[key] = found.reason
+            bad += isinstance(found, Failed)
+            advance(bad=f"{bad:,}")
+    return failures
+
+
+def _copy_one(job: _Job, sample: "Sample") -> dict[str, Any]:
+    """In a process of its own."""
+    import av
+
+    from mmssl import BadMedia, Sample
+    from mmssl_media.probe import probe
+    from mmssl_media.transcode import transcode
+
+    folder, name = os.path.split(_name(sample))
+    try:
+        file = transcode(sample, job.output / folder, name, job.settings)
+    except (av.FFmpegError, OSError) as error:
+        reason = error.strerror or str(error)
+        if error.errno in _DISK:
+            return {"disk": reason}
+        raise BadMedia(reason) from error
+    path = os.path.join(folder, file)
+    copy = str(job.output / path)
+    size = sample.span[1] if sample.span else _size(sample)
+    return {
+        "path": path,
+        "before": size,
+        "bytes": os.path.getsize(copy),
+        "header": probe(Sample(copy, copy)),
+    }
+
+
+def _size(sample: "Sample") -> int:
+    assert sample.media is not None
+    return 0 if "://" in sample.media else os.path.getsize(sample.media)
+
+
+def _write(job: _Job, failures: dict[str, str], terminal: "Terminal") -> tuple[int, int]:
+    """The manifest; how many rows are in it, and how many are not."""
+    from mmssl.training.checkpoints import write_atomically
+    from mmssl_media.listing import printable
+    from mmssl_media.probe import COLUMNS
+
+    fields = list(job.data.sample(0).fields)
+    labelled = bool(job.data.classes)
+    spans = any(sample.start or sample.end for sample in job.samples())
+    header = ["id", "path", *["label"] * labelled, *["start", "end"] * spans, *fields]
+    copied = bad = 0
+    named: list[str] = []
+
+    def write(path: Path) -> None:
+        nonlocal copied, bad
+        with (
+            open(path, "w", encoding="utf-8", newline="") as file,
+            terminal.task("writing", total=len(job.data)) as advance,
+        ):
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            for sample in job.samples():
+                advance()
+                entry = _outcome(job, sample, failures)
+                if "bad" in entry:
+                    bad += 1
+                    if bad <= _NAMED:
+                        named.append(f"{printable(sample.id)}: {printable(entry['bad'])}")
+                    continue
+                copied += 1
+                values = [sample.id, entry["path"]]
+                if labelled:
+                    values.append("" if sample.label is None else job.data.classes[sample.label])
+                if spans:
+                    values.append(f"{sample.start!r}" if sample.start else "")
+                    values.append("" if sample.end is None else f"{sample.end!r}")
+                said = {**sample.fields}
+                if entry["path"]:
+                    now = {**entry["header"], "bytes": str(entry["bytes"])}
+                    said |= {name: now.get(name, "") for name in COLUMNS if name in said}
+                writer.writerow([*values, *(said[name] for name in fields)])
+
+    manifest = job.output / "manifest.csv"
+    write_atomically(manifest, write)
+    for line in named:
+        print(f"left out: {line}", file=sys.stderr)
+    if bad > len(named):
+        print(f"... and {bad - len(named):,} more", file=sys.stderr)
+    out = f"; {bad:,} left out" if bad else ""
+    if copied:
+        terminal.say(f"{copied:,} rows in {manifest}{out}")
+    else:
+        manifest.unlink()
+        terminal.say(f"none of {bad:,} rows could be copied")
+    return copied, bad
+
+
+def _outcome(job: _Job, sample: "Sample", failures: dict[str, str]) -> dict[str, Any]:
+    from mmssl_media.listing import Unfit
+
+    if sample.media is None:
+        return {"path": ""}  # a row for modalities with files of their own
+    if (reason := failures.get(_key(sample))) is not None:
+        return {"bad": reason}
+    try:
+        return job.known(sample) or {"bad": "it changed while it was copied"}
+    except Unfit as unfit:
+        return {"bad": unfit.reason}
+
+
+def _report(job: _Job, terminal: "Terminal") -> None:
+    """Sizes before and after, and how fast clips are read from some of the files."""
+    from mmssl import Sample
+    from mmssl_media.listing import Unfit
+
+    before = after = 0
+    seen: set[int] = set()
+    pairs: list[tuple[Sample, Sample]] = []
+    every = max(1, len(job.data) // _SAMPLED)
+    for row, sample in enumerate(job.samples()):
+        key = hash(_key(sample))
+        if sample.media is None or key in seen:
+            continue
+        seen.add(key)
+        try:
+            entry = job.known(sample)
+        except Unfit:
+            continue
+        if entry is None or "bad" in entry:
+            continue
+        before += entry["before"]
+        after += entry["bytes"]
+        if len(pairs) < _SAMPLED and row >= len(pairs) * every:
+            copy = Sample(sample.id, str(job.output / entry["path"]), sample.start, sample.end)
+            pairs.append((sample, copy))
+    if not pairs:
+        return
+    share = f" ({after / before:.0%})" if before else ""
+    terminal.say(f"{before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB after{share}")
+    slow, fast = _speeds(pairs, job.settings.short_side, terminal)
+    if slow and fast:
+        terminal.say(
+            f"one process reads {slow:.1f} clips/s of the originals, {fast:.1f} of the copies: "
+            f"{fast / slow:.1f} times as many (8 frames and 2 s of sound, {_CLIPS} clips of each "
+            f"of {len(pairs)} files, from memory where the machine keeps them)"
+        )
+
+
+def _speeds(
+    pairs: list[tuple["Sample", "Sample"]], short_side: int, terminal: "Terminal"
+) -> tuple[float, float]:
+    """Clips per second of originals and of copies, read in turns."""
+    import numpy as np
+
+    from mmssl import BadMedia, MissingModality
+    from mmssl.data.loading import training_window
+    from mmssl.data.media import Media
+    from mmssl_media.audio import Audio
+    from mmssl_media.video import Video
+
+    modalities = [Video(short_side=short_side, crop=short_side * 7 // 8), Audio()]
+    seconds = max(modality.seconds for modality in modalities)
+    spent, clips = [0.0, 0.0], [0, 0]
+    with terminal.task("measuring", total=_CLIPS * len(pairs)) as advance:
+        for number in range(-1, _CLIPS):  # the first time to bring files into memory
+            for place, pair in enumerate(pairs):
+                for side, sample in enumerate(pair):
+                    rng = np.random.default_rng([max(0, number), place])
+                    began = time.perf_counter()
+                    read = 0
+                    try:
+                        with Media(sample) as media:
+                            window = training_window(media.start, media.end, seconds, rng)
+                            for modality in modalities:
+                                try:
+                                    modality.read(media, window, rng)
+                                    read = 1
+                                except MissingModality:
+                                    continue
+                    except BadMedia:
+                        read = 0
+                    if number >= 0:
+                        spent[side] += time.perf_counter() - began
+                        clips[side] += read
+                if number >= 0:
+                    advance()
+    return clips[0] / spent[0], clips[1] / spent[1]
