@@ -68,8 +68,8 @@ class Sample:
 class Storage:
     """Rows that lie together, for data that are read fastest nearly in order.
 
-    Training then visits groups in random order and shuffles rows within a moving buffer, instead
-    of jumping through all of the data.
+    Training then visits groups in random order, one after the other, and shuffles rows within
+    buffers that this stream is cut into, instead of jumping through all of the data.
 
     Attributes:
         groups: ``[G]`` int64, the number of consecutive rows in each group, such as a shard.

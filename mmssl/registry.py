@@ -135,6 +135,8 @@ def _collect(manager: pluggy.PluginManager, name: str, module: Any) -> tuple[Reg
         def register(name_: str, target: str, kind: str = kind) -> None:
             if ":" not in target:
                 raise ValueError(f"target {target!r} is not of the form 'module:attribute'")
+            if kind == "commands" and len(name_.split()) != 2:
+                raise ValueError(f"command {name_!r} is not of the form 'group verb'")
             if (kind, name_) in components:
                 raise ValueError(f"{SINGULAR[kind]} {name_!r} is registered twice")
             components[kind, name_] = Registration(kind, name_, name, target)

@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -10,3 +11,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """Tests see neither a user's cache nor more threads than small tensors can use."""
     os.environ.pop("MMSSL_CACHE", None)
     torch.set_num_threads(1)
+    # A shell's background job ignores Ctrl-C, and so would every process that tests send it to.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -635,3 +636,38 @@ def test_a_strangers_components_serve_as_the_shipped_ones(
     done = mmssl("run", "recipe.yaml", *overrides, "objective.scalee=3", cwd=tmp_path, env=env)
     assert done.returncode == 2
     assert done.stderr.startswith("mmssl: command line: objective.scalee: unknown key; did you")
+
+
+def test_commands_of_plugins_do_not_harm_each_other(tmp_path: Path) -> None:
+    brought = """
+        from mmssl import hookimpl
+
+        @hookimpl
+        def register_commands(register):
+            register("data count", "counting:count")
+            register("data torn", "no_such_module:torn")
+            register("data index", "counting:count")
+            register("run away", "counting:count")
+    """
+    counting = "def count(n: int) -> int:\n    print(n + 1)\n    return 3\n"
+    files = {"counter.py": textwrap.dedent(brought), "counting.py": counting}
+    env = install(tmp_path / "site", "counter", files)
+    done = mmssl("data", "count", "4", cwd=tmp_path, env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "5\n", "")
+    for verb, reason in {
+        "torn": "mmssl: command 'data torn' of plugin 'counter' does not load",
+        "index": "mmssl: command 'data index' is brought by counter and mmssl_media; remove one",
+    }.items():
+        done = mmssl("data", verb, cwd=tmp_path, env=env)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(reason)
+    listed = mmssl("data", "--help", cwd=tmp_path, env=env).stdout
+    assert "Broken: command 'data torn'" in listed
+    assert "check" in listed
+    completing = {
+        **env,
+        "_MMSSL_COMPLETE": "complete_bash",
+        "COMP_WORDS": "mmssl data ",
+        "COMP_CWORD": "2",
+    }
+    assert mmssl(cwd=tmp_path, env=completing).stdout.split()[:2] == ["check", "count"]

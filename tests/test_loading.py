@@ -28,7 +28,7 @@ from mmssl.data.loading import (
     training_window,
 )
 from mmssl.data.sampling import Sampler
-from mmssl.data.skipped import Skipped
+from mmssl.data.skipped import Skipped, read_ledger
 from mmssl.errors import UserError
 
 MODALITIES = {"a": Vector("a"), "b": Vector("b", dim=3)}
@@ -205,6 +205,8 @@ class Trap(Vector):
         if media.sample.id == "row5":
             if self.deed == "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
+            elif self.deed.startswith("exit"):
+                os._exit(int(self.deed[-1]))
             elif self.deed == "sleep":
                 time.sleep(60)
             elif self.deed == "hang":
@@ -216,8 +218,10 @@ class Trap(Vector):
 
 DEEDS = {
     "crash": "ended the process that read it (SIGSEGV)",
+    "exit 0": "ended the process that read it (exit code 0)",
+    "exit 1": "ended the process that read it (exit code 1), or was stuck for 0.5 s",
     "sleep": "reading it took longer than 0.5 s",
-    "hang": "reading it took longer than 0.5 s and could not be stopped",
+    "hang": "ended the process that read it (exit code 1), or was stuck for 0.5 s",
 }
 
 
@@ -267,3 +271,16 @@ def test_measured_steps_arrive_with_their_batches() -> None:
         reader, range(8), batch_size=2, split="train", settings=LoaderSettings()
     )
     assert next(untimed).seconds == {}
+
+
+@pytest.mark.parametrize("reason", ["links to \udce9", "two\u2028lines\x85", "ends in é"])
+def test_the_ledger_reads_what_it_wrote(tmp_path: Path, reason: str) -> None:
+    path = tmp_path / "skipped.jsonl"
+    skipped = Skipped(path, {"train": 20}, max_bad=1)
+    for row in (1, 2):
+        skipped("train", Unreadable(row, f"row{row}", reason))
+    path.write_bytes(path.read_bytes() + b'{"split": "\xc3')  # killed within a letter
+    assert [(record["row"], record["reason"]) for record in read_ledger(path)] == [
+        (1, reason),
+        (2, reason),
+    ]

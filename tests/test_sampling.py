@@ -137,3 +137,32 @@ def test_another_pass_and_another_seed_differ() -> None:
     first, second = sampler.rows(np.arange(100)), sampler.rows(np.arange(100, 200))
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, stored([10] * 10, buffer=30, seed=4).rows(np.arange(100)))
+
+
+def test_balancing_stored_rows_keeps_to_the_buffer() -> None:
+    labels = np.random.default_rng(0).choice(4, p=[0.7, 0.1, 0.1, 0.1], size=5000)
+    labels[::7] = IGNORE
+    storage = Storage(np.array([100] * 50), 500)
+    sampler = Sampler(5000, 3, [labels], storage)
+    rows = sampler.rows(np.arange(5000))
+    assert not (labels[rows] == IGNORE).any()
+    shares = np.bincount(labels[rows], minlength=4) / 5000
+    assert np.allclose(shares, 0.25, atol=0.03)
+    # The same shards at the same time as without classes.
+    plain = stored([100] * 50, buffer=500).rows(np.arange(5000))
+    for part in range(10):
+        here = slice(500 * part, 500 * (part + 1))
+        assert set(rows[here] // 100) == set(plain[here] // 100)
+    backwards = [int(sampler.rows(np.array([p]))[0]) for p in range(999, 400, -1)]
+    assert backwards[::-1] == rows[401:1000].tolist()
+    other = sampler.rows(np.arange(500), attempt=1)
+    assert not np.array_equal(other, rows[:500])
+    assert set(other // 100) <= set(plain[:500] // 100)
+
+
+def test_a_buffer_without_labels_is_no_reason_to_stop() -> None:
+    labels = np.array([0, 1] * 50 + [IGNORE] * 100)
+    sampler = Sampler(200, 0, [labels, labels[::-1].copy()], Storage(np.array([100, 100]), 100))
+    rows = sampler.rows(np.arange(400))
+    assert rows.min() >= 0
+    assert rows.max() < 200

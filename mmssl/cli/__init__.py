@@ -1,6 +1,8 @@
 """The command line. One file for each verb; what a verb needs is imported when it runs."""
 
+import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -44,23 +46,48 @@ def _options(
 
 def _add_commands_of_plugins(words: list[str]) -> None:
     """The groups that plugins bring; the commands themselves only where their group is named."""
-    groups: dict[str, list[Registration]] = {}
+    groups: dict[str, dict[str, list[Registration]]] = {}
     for command in discover().components("commands"):
-        groups.setdefault(command.name.partition(" ")[0], []).append(command)
-    for name, commands in groups.items():
-        verbs = [command.name.partition(" ")[2] for command in commands]
-        group = typer.Typer(help=f"Commands: {', '.join(verbs)}.", rich_markup_mode=None)
-        app.add_typer(group, name=name)
-        if words[:1] == [name]:
-            for verb, command in zip(verbs, commands, strict=True):
-                group.command(verb)(command.load())
+        group, _, verb = command.name.partition(" ")
+        if group not in _VERBS:
+            groups.setdefault(group, {}).setdefault(verb, []).append(command)
+    for group, commands in groups.items():
+        added = typer.Typer(help=f"Commands: {', '.join(commands)}.", rich_markup_mode=None)
+        app.add_typer(added, name=group)
+        if words[:1] == [group]:
+            for verb, found in commands.items():
+                added.command(verb)(_loaded(found))
+
+
+def _loaded(found: list[Registration]) -> Callable[..., object]:
+    """A command; where it does not load, or two bring it, one that says so, beside all others."""
+    try:
+        if len(found) > 1:
+            owners = " and ".join(command.owner for command in found)
+            raise UserError(f"command {found[0].name!r} is brought by {owners}; remove one of them")
+        return found[0].load()
+    except UserError as error:
+        reason = str(error)
+
+        def broken() -> None:
+            raise UserError(reason)
+
+        broken.__doc__ = f"Broken: {reason}"
+        return broken
+
+
+def _words() -> list[str]:
+    """What was typed after ``mmssl``; where a shell asks for completion, it says so elsewhere."""
+    if "_MMSSL_COMPLETE" in os.environ:
+        return os.environ.get("COMP_WORDS", "").split()[1:]
+    return sys.argv[1:] or ["--help"]
 
 
 def main() -> None:
     """Run the command line: a user's mistake is one line on stderr and exit code 2."""
-    words = sys.argv[1:] or ["--help"]
+    words = _words()
     try:
-        if words[0] not in _VERBS:
+        if words[:1] not in [[verb] for verb in _VERBS]:
             _add_commands_of_plugins(words)
         result = app(words, standalone_mode=False)
     except UserError as error:

@@ -4,34 +4,28 @@ Training (`training_batches`) walks positions; a row that cannot be read is repl
 one, a function of the position, and reported. Measuring (`ordered_batches`) walks rows in order;
 a row that cannot be read stays in its place, absent in every modality, and is reported.
 
-A row that takes too long is unreadable, and so is one whose reading ends the process: before a
-row is read, its number is written where the main process sees it. What a batch holds is a
-function of its number, so the main process starts the loader again behind the last batch that
-arrived.
+A row that takes too long is unreadable, and so is one whose reading ends its process. What a batch
+holds is a function of its number, so the main process then starts the loader again, behind the last
+batch that arrived.
 """
 
 import math
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing.process import BaseProcess
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 
 from mmssl.contracts import IGNORE, Batch, Dataset, Modality, Sample, Split, Window
 from mmssl.data import timing
 from mmssl.data.draws import derive_seed
 from mmssl.data.media import Media
+from mmssl.data.processes import Crew, expendable, reading
 from mmssl.data.sampling import Sampler
 from mmssl.data.time_limit import time_limit as limited_to
 from mmssl.errors import BadMedia, MissingModality, UserError
@@ -188,7 +182,7 @@ class ClipReader:
         """While a row is read: others can see which, and it has so much time."""
         if row in self.deadly:
             raise BadMedia(self.deadly[row])
-        with _reading(row), limited_to(self.time_limit, expendable=_desk is not None):
+        with reading(row), limited_to(self.time_limit, expendable=expendable()):
             yield
 
     def _empty(self, row: int, sample: Sample) -> Clip:
@@ -241,43 +235,6 @@ def collate(items: Sequence[tuple[Clip, list[Unreadable]]], split: Split) -> Loa
     )
 
 
-#: In a loader process: ``[2]`` int64 that the main process sees, this process's number and the
-#: row that it is reading, or -1.
-_desk: Tensor | None = None
-
-
-@contextmanager
-def _reading(row: int) -> Iterator[None]:
-    if _desk is None:
-        yield
-        return
-    _desk[1] = row
-    try:
-        yield
-    finally:
-        _desk[1] = -1
-
-
-def _begin_worker(desks: Tensor, timed: bool, worker: int) -> None:
-    """Sit down at a desk and leave signals to the main process, which decides what they mean.
-
-    A cluster sends SIGTERM to every process of a job; a worker that died of it would take down
-    the main process before it could save. So the first one is let pass, and a second one, by
-    which the main process ends what is left at its exit, is not.
-    """
-    global _desk
-    _desk = desks[worker]
-    _desk[0] = os.getpid()
-    timing.measure(timed)
-    for ignored in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(ignored, signal.SIG_IGN)
-
-    def pass_once(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    signal.signal(signal.SIGTERM, pass_once)
-
-
 @dataclass(frozen=True)
 class LoaderSettings:
     """How batches are loaded; no setting changes what is in them.
@@ -303,21 +260,32 @@ def _load(
     reader.time_limit = settings.time_limit
     arrived = deaths = 0
     while arrived < len(batches):
-        crew = _Crew(min(settings.workers, len(batches) - arrived))
+        crew = Crew(min(settings.workers, len(batches) - arrived))
+        arriving = crew.work(
+            reader,
+            _Rest(batches, arrived),
+            partial(collate, split=split),
+            prefetch=settings.prefetch,
+            pin=settings.pin,
+            timed=settings.timed,
+        )
         try:
-            for loaded in crew.work(reader, _Rest(batches, arrived), split, settings):
-                if loaded.exhausted:
-                    last = loaded.unreadable[-1]
-                    raise UserError(
-                        f"{_ATTEMPTS} samples in a row could not be read; the last was {last.id}: "
-                        f"{last.reason}"
-                    )
-                arrived, deaths = arrived + 1, 0
-                yield loaded
-        except RuntimeError:
+            with closing(arriving):
+                for loaded in arriving:
+                    if loaded.exhausted:
+                        last = loaded.unreadable[-1]
+                        raise UserError(
+                            f"{_ATTEMPTS} samples in a row could not be read; the last was "
+                            f"{last.id}: {last.reason}"
+                        )
+                    arrived, deaths = arrived + 1, 0
+                    yield loaded
+        # The others, when a process dies while its batch is handed over.
+        except (RuntimeError, EOFError, OSError):
             died = crew.deaths()
             if not died:
                 raise
+            crew.kill()
             deaths += 1
             if deaths == _DEATHS:
                 raise UserError(
@@ -327,98 +295,6 @@ def _load(
             for death in died:
                 if death.row is not None:
                     reader.deadly[death.row] = death.reason(reader.time_limit)
-
-
-@dataclass(frozen=True)
-class _Death:
-    """A loader process that ended before its work was done.
-
-    Attributes:
-        code: of its exit; negative for a signal.
-        row: what it was reading.
-    """
-
-    code: int
-    row: int | None
-
-    @property
-    def how(self) -> str:
-        return signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
-
-    def reason(self, limit: float) -> str:
-        if self.code == 1:  # as `time_limit` ends a process that is stuck
-            return f"reading it took longer than {limit:g} s and could not be stopped"
-        return f"ended the process that read it ({self.how})"
-
-
-class _Crew:
-    """Loader processes, and what is known of each."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._desks = torch.full((size, 2), -1).share_memory_()
-        self._processes: list[BaseProcess] = []
-
-    def work(
-        self,
-        reader: ClipReader,
-        batches: Sequence[list[int]],
-        split: Split,
-        settings: LoaderSettings,
-    ) -> Iterator[Loaded]:
-        """Batches as they arrive.
-
-        Raises:
-            RuntimeError: a process died.
-        """
-        extra: dict[str, Any] = {}
-        if not self._size:
-            timing.measure(settings.timed)
-        else:
-            extra = {
-                "prefetch_factor": settings.prefetch,
-                "worker_init_fn": partial(_begin_worker, self._desks, settings.timed),
-            }
-        loader: DataLoader[Loaded] = DataLoader(
-            reader,  # type: ignore[arg-type]  # any object with __getitem__ serves
-            batch_sampler=batches,
-            num_workers=self._size,
-            collate_fn=_Collate(split),
-            pin_memory=settings.pin,
-            **extra,
-        )
-        before = multiprocessing.active_children()
-        with _own_child_handler():
-            arriving = iter(loader)
-        self._processes = [p for p in multiprocessing.active_children() if p not in before]
-        yield from arriving
-
-    def deaths(self) -> list[_Death]:
-        """The processes that died of something in their work, not because they were told to end."""
-        multiprocessing.active_children()  # learns of those that ended
-        rows = {int(process): int(row) for process, row in self._desks}
-        return [
-            _Death(p.exitcode, row if row >= 0 and p.exitcode not in _TOLD else None)
-            for p in self._processes
-            if p.exitcode and (row := rows.get(p.pid or 0, -1)) is not None
-        ]
-
-
-_TOLD = (-signal.SIGTERM, -signal.SIGINT)
-
-
-@contextmanager
-def _own_child_handler() -> Iterator[None]:
-    """Undo torch's handler of SIGCHLD, which would raise in whatever the main process is doing.
-
-    The loader itself looks after its processes every few seconds that it waits for a batch.
-    """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
-        yield
-        return
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    signal.signal(signal.SIGCHLD, before)
 
 
 class _Rest(Sequence[list[int]]):
@@ -432,14 +308,6 @@ class _Rest(Sequence[list[int]]):
 
     def __getitem__(self, index: Any) -> Any:
         return self._batches[self._first + index]
-
-
-@dataclass(frozen=True)
-class _Collate:
-    split: Split
-
-    def __call__(self, items: Sequence[tuple[Clip, list[Unreadable]]]) -> Loaded:
-        return collate(items, self.split)
 
 
 class _Ranges(Sequence[list[int]]):

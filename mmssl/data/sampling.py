@@ -73,8 +73,9 @@ class Sampler:
         balanced_over: labelings, ``[size]`` int32 with `IGNORE` for rows without label. When
             given, a position first draws a class uniformly among those that have members, then
             a member uniformly; several labelings take turns from position to position.
-        storage: how rows lie where they are stored; without classes to balance over, a pass then
-            visits groups in random order and shuffles rows within a buffer.
+        storage: how rows lie where they are stored; a pass then visits groups in random order
+            and shuffles rows within buffers. Classes are balanced within each buffer: over those
+            that have members there.
     """
 
     def __init__(
@@ -86,9 +87,11 @@ class Sampler:
     ) -> None:
         self.size = size
         self.seed = seed
-        self._members = [_Members(labels) for labels in balanced_over]
+        self._labelings = [np.asarray(labels) for labels in balanced_over] if storage else []
+        self._members = [] if storage else [_Members(labels) for labels in balanced_over]
         self._storage = storage
         self._pass: tuple[int, Permutation | _Buffered] | None = None
+        self._balance: tuple[tuple[int, int, int], np.ndarray, _Members | None] | None = None
 
     def rows(self, positions: np.ndarray, attempt: int = 0) -> np.ndarray:
         """The rows at ``positions``, int64.
@@ -100,6 +103,8 @@ class Sampler:
         positions = np.asarray(positions, dtype=np.int64)
         if self._members:
             return self._balanced(positions, attempt)
+        if self._labelings:
+            return np.array([self._in_buffer(int(p), attempt) for p in positions], np.int64)
         if attempt:
             key = derive_seed(self.seed, "substitute", attempt)
             return (hash_positions(positions, key) % np.uint64(self.size)).astype(np.int64)
@@ -109,6 +114,25 @@ class Sampler:
             chosen = passes == number
             rows[chosen] = self._permutation(int(number))(offsets[chosen])
         return rows
+
+    def _in_buffer(self, position: int, attempt: int) -> int:
+        """The row at a position: a class that the position's buffer has, then a member there."""
+        number, offset = divmod(position, self.size)
+        buffered = self._permutation(number)
+        assert isinstance(buffered, _Buffered)
+        turn = position % len(self._labelings)
+        place = number, offset // buffered.buffer, turn
+        if self._balance is None or self._balance[0] != place:
+            rows = buffered.rows_of(place[1])
+            labels = self._labelings[turn][rows]
+            members = _Members(labels) if (labels != IGNORE).any() else None
+            self._balance = place, rows, members
+        _, rows, members = self._balance
+        at = np.array([position])
+        first = hash_positions(at, derive_seed(self.seed, "class", attempt))
+        second = hash_positions(at, derive_seed(self.seed, "member", attempt))
+        chosen = second % np.uint64(len(rows)) if members is None else members.draw(first, second)
+        return int(rows[int(chosen[0])])
 
     def _permutation(self, number: int) -> "Permutation | _Buffered":
         if self._pass is None or self._pass[0] != number:
@@ -141,21 +165,31 @@ class _Buffered:
         groups = np.asarray(storage.groups, np.int64)
         order = Permutation(len(groups), derive_seed(seed, "groups"))(np.arange(len(groups)))
         self._seed = seed
-        self._buffer = storage.buffer
+        self.buffer = storage.buffer
         self._ends = np.cumsum(groups[order])
         # What is to be added to a place in the stream to get the row.
         self._shifts = (np.cumsum(groups) - groups)[order] - (self._ends - groups[order])
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        buffers, within = np.divmod(positions, self._buffer)
-        size = int(self._ends[-1])
+        buffers, within = np.divmod(positions, self.buffer)
         stream = np.empty_like(positions)
         for number in np.unique(buffers):
-            first = int(number) * self._buffer
-            count = min(self._buffer, size - first)
+            first, count = self._span(int(number))
             chosen = buffers == number
             permutation = Permutation(count, derive_seed(self._seed, "buffer", int(number)))
             stream[chosen] = first + permutation(within[chosen])
+        return self._rows(stream)
+
+    def rows_of(self, number: int) -> np.ndarray:
+        """All rows of a buffer, int64."""
+        first, count = self._span(number)
+        return self._rows(np.arange(first, first + count))
+
+    def _span(self, number: int) -> tuple[int, int]:
+        first = number * self.buffer
+        return first, min(self.buffer, int(self._ends[-1]) - first)
+
+    def _rows(self, stream: np.ndarray) -> np.ndarray:
         return stream + self._shifts[np.searchsorted(self._ends, stream, side="right")]
 
 

@@ -15,8 +15,8 @@ from mmssl.errors import UserError
 def read_ledger(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a ledger, ``split``, ``row``, ``id`` and ``reason``; none without a file."""
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(json.JSONDecodeError):  # a process was killed while writing the line
+        for line in path.read_bytes().split(b"\n"):
+            with suppress(ValueError):  # a process was killed while writing the line
                 yield json.loads(line)
 
 
@@ -63,7 +63,7 @@ class Skipped:
         record = {"split": split, "row": found.row, "id": found.id, "reason": found.reason}
         with open(self._path, "ab+") as file:
             torn = file.tell() > 0 and not self._ends_whole(file)
-            line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+            line = json.dumps(record).encode() + b"\n"
             file.write(b"\n" * torn + line)
 
     @staticmethod

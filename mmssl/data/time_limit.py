@@ -38,7 +38,8 @@ def time_limit(seconds: float, *, expendable: bool = False) -> Iterator[None]:
         raise BadMedia(f"reading it took longer than {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Again and again: where the first exception lands in a destructor, Python drops it.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     if expendable:
         # A thread of C that needs no leave of Python's to end the process.
         faulthandler.dump_traceback_later(seconds + _GRACE, exit=True, file=_nowhere())
