@@ -1,6 +1,8 @@
 """``mmssl data check``: every problem under its own name, and no good file accused."""
 
+import errno
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -14,11 +16,13 @@ import pytest
 from media_files import numbered_frame, write
 from small_runs import MMSSL, Started, mmssl
 
+from mmssl import Media, Sample
 from mmssl.errors import UserError
 from mmssl_media.commands import check as check_module
 from mmssl_media.commands.check import check
 from mmssl_media.commands.index import index
 from mmssl_media.inspection import PROBLEMS
+from mmssl_media.journal import Journal
 from mmssl_media.manifest import Manifest
 
 
@@ -104,17 +108,53 @@ def test_no_good_file_is_accused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         both(tmp_path / name, **content)  # type: ignore[arg-type]
     for name in ("image.png", "image.jpg"):
         image(tmp_path / name)
+    # As telephones write them, and as some tools pad them.
+    motion, padded = tmp_path / "motion.jpg", tmp_path / "padded.png"
+    video = (tmp_path / "good.mp4").read_bytes()
+    motion.write_bytes((tmp_path / "image.jpg").read_bytes() + video)
+    padded.write_bytes((tmp_path / "image.png").read_bytes() + bytes(6000))
+    # Pictures without a container.
+    with av.open(str(tmp_path / "raw.mjpeg"), "w", format="mjpeg") as out:
+        stream = out.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuvj420p"
+        for number in range(50):
+            picture = av.VideoFrame.from_ndarray(numbered_frame(number), format="rgb24")
+            out.mux(stream.encode(picture))
+        out.mux(stream.encode(None))
     report = tmp_path / "r.json"
     code = check(tmp_path, report=report, good=tmp_path / "good.csv")
-    assert problems(report) == {}
-    assert code == 0
-    assert f"all {len(GOOD) + 2} are good" in capsys.readouterr().out
+    assert problems(report) == {"raw.mjpeg": ["no-audio"]}
+    assert code == 1
+    with Media(Sample("m", str(tmp_path / "raw.mjpeg"))) as media:
+        assert media.length == pytest.approx(2.0)
+    assert f"{len(GOOD) + 4} of {len(GOOD) + 5} are good" in capsys.readouterr().out
     listed = Manifest(path=tmp_path / "good.csv")
     assert {listed.sample(row).id for row in range(len(listed))} == {
         *GOOD,
         "image.png",
         "image.jpg",
+        "motion.jpg",
+        "padded.png",
     }
+
+
+def test_parts_are_of_the_kind_that_their_ids_or_bytes_say(tmp_path: Path) -> None:
+    contents = {
+        "a.m4a": both(tmp_path / "a.m4a", frames=0).read_bytes(),
+        "b": both(tmp_path / "b.mp3", frames=0, sound_codec="libmp3lame").read_bytes(),
+        "c.png": image(tmp_path / "c.png").read_bytes(),
+        "d.mp4": both(tmp_path / "d.mp4", frames=0).read_bytes(),
+    }
+    lines, offset = ["path,id,offset,size"], 0
+    for name, content in contents.items():
+        lines.append(f"a.tar,{name},{offset},{len(content)}")
+        offset += len(content)
+    (tmp_path / "a.tar").write_bytes(b"".join(contents.values()))
+    (tmp_path / "m.csv").write_text("\n".join(lines))
+    assert check(tmp_path / "m.csv", report=tmp_path / "r.json") == 1
+    files = json.loads((tmp_path / "r.json").read_text())["files"]
+    found = [(file["id"], [p["problem"] for p in file["problems"]]) for file in files]
+    assert found == [("d.mp4", ["no-video"])]
 
 
 def flipped(content: bytes) -> bytes:
@@ -134,6 +174,7 @@ def make_bad(folder: Path) -> dict[str, list[str]]:
     webm = both(folder / "good.webm", **GOOD["good.webm"]).read_bytes()  # type: ignore[arg-type]
     avi = both(folder / "good.avi", **GOOD["good.avi"]).read_bytes()  # type: ignore[arg-type]
     h265 = both(folder / "good.mkv", codec="libx265").read_bytes()
+    picture = image(folder / "i.jpg").read_bytes()
     flac = both(folder / "g.flac", frames=0, sound_codec="flac").read_bytes()
     (folder / "g.flac").unlink()
     contents = {
@@ -143,6 +184,8 @@ def make_bad(folder: Path) -> dict[str, list[str]]:
         "no_index.mp4": good[: good.rindex(b"moov") - 4],
         "cut.jpg": image(folder / "i.jpg").read_bytes()[:-2],
         "cut.png": image(folder / "i.png").read_bytes()[:-20],
+        # A preview's end is not the picture's.
+        "preview.jpg": b"\xff\xd8\xff\xe1\x00\x06\xff\xd8\xff\xd9" + picture[2:-2],
         "cut_index_first.mp4": early[: len(early) // 2],
         "cut.webm": webm[: len(webm) // 2],
         "cut.avi": avi[: len(avi) // 2],
@@ -159,6 +202,9 @@ def make_bad(folder: Path) -> dict[str, list[str]]:
     (folder / "page.mp4").write_text("<html>404 Not Found: é</html>\n" * 20)
     (folder / "webm.mp4").write_bytes(webm)
     (folder / "mp4.avi").write_bytes(good)
+    (folder / "mp4.jpg").write_bytes(good)
+    for name in ("picture.mp4", "picture.mkv", "picture.mp3"):
+        (folder / name).write_bytes(picture)
     (folder / "random.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
     nan = np.where(np.arange(3 * 8000) == 12_000, np.nan, noise(3, 8000))
     both(folder / "nan.wav", frames=0, sound=nan, rate=8000, sound_codec="pcm_f32le")
@@ -185,6 +231,10 @@ def make_bad(folder: Path) -> dict[str, list[str]]:
         "page.mp4": ["wrong-extension"],
         "webm.mp4": ["wrong-extension"],
         "mp4.avi": ["wrong-extension"],
+        "mp4.jpg": ["wrong-extension"],
+        "picture.mp4": ["wrong-extension"],
+        "picture.mkv": ["wrong-extension"],
+        "picture.mp3": ["wrong-extension"],
         "random.mp4": ["corrupt"],
         "nan.wav": ["corrupt"],
         "silent.mp4": ["silent"],
@@ -223,7 +273,7 @@ def test_each_problem_under_its_own_name(
     content = json.loads(report.read_text())
     goods = ["good.avi", "good.mkv", "good.mp4", "good.webm"]
     assert (content["checked"], content["good"]) == (len(wanted) + 4, 4)
-    assert content["problems"]["truncated"] == 10
+    assert content["problems"]["truncated"] == 11
     assert sum(content["problems"].values()) == len(wanted)
     assert {name for names in wanted.values() for name in names} <= set(PROBLEMS)
     assert (tmp_path / "good.csv").read_text().splitlines() == [
@@ -357,7 +407,7 @@ def test_known_files_are_not_decoded_again(tmp_path: Path, monkeypatch: pytest.M
     report = tmp_path / "r.json"
     check(path, report=report)
     first = report.read_bytes()
-    journal = (tmp_path / ".r.json.journal").read_bytes()
+    journal = (tmp_path / ".r.json.check.journal").read_bytes()
 
     def never(item: object) -> None:
         raise AssertionError("a known file is decoded")
@@ -366,7 +416,7 @@ def test_known_files_are_not_decoded_again(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(check_module, "_inspect", never)
     assert check(path, report=report) == 1
     assert report.read_bytes() == first
-    assert (tmp_path / ".r.json.journal").read_bytes() == journal
+    assert (tmp_path / ".r.json.check.journal").read_bytes() == journal
     monkeypatch.setattr(check_module, "_inspect", inspect)
     both(tmp_path / "cut.mp4")
     check(path, report=report)
@@ -404,7 +454,7 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
         os.link(clip, tmp_path / "v" / f"{number:03}.mp4")
     (tmp_path / "v" / "x.mp4").write_bytes(clip.read_bytes()[:5000])
     arguments = ["data", "check", "v", "--json", "r.json"]
-    journal = tmp_path / ".r.json.journal"
+    journal = tmp_path / ".r.json.check.journal"
     started = Started(*arguments, cwd=tmp_path)
     started.wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 10)
     started.kill()
@@ -436,18 +486,107 @@ def test_more_than_fit_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"good": "g.csv", "report": "g.csv"}, "is the report's file"),
         ({"source": "v"}, "no media files in it"),
         ({"source": "wrong.csv"}, "no column 'path'"),
+        ({"source": "l.txt"}, "l.txt -o manifest.csv"),
+        ({"source": "x" * 300}, "no such manifest or folder"),
+        ({"report": "x" * 300}, "File name too long"),
     ],
 )
 def test_mistakes(tmp_path: Path, options: dict[str, str], message: str) -> None:
     (tmp_path / "v").mkdir()
     (tmp_path / "m.csv").write_text("path\na.mp4\n")
     (tmp_path / "wrong.csv").write_text("file\na.mp4\n")
+    (tmp_path / "l.txt").write_text("a.mp4\nb.mp4\n")
     source = tmp_path / options.pop("source", "m.csv")
     paths = {name: tmp_path / value for name, value in options.items() if name != "allow"}
     with pytest.raises(UserError) as error:
         check(source, **paths, allow=options.get("allow", ""))  # type: ignore[arg-type]
     assert message in str(error.value)
     assert not (tmp_path / "g.csv").exists()
+
+
+def test_a_list_that_is_a_pipe_or_changes(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"path\na.mp4\n")
+    os.close(writing)
+    try:
+        with pytest.raises(UserError, match="is no file but a pipe"):
+            check(Path(f"/dev/fd/{reading}"))
+    finally:
+        os.close(reading)
+    path = tmp_path / "m.csv"
+    path.write_text("path\na.mp4\nb.mp4\n")
+    data = Manifest(path=path)
+    assert len(data) == 2
+    path.write_text("path\na.mp4\n")
+    with pytest.raises(UserError, match="has changed since it was first read"):
+        data.sample(1)
+
+
+def test_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "v").mkdir()
+    both(tmp_path / "v" / "a.mp4", seconds=0.5)
+    report, good = tmp_path / "r.json", tmp_path / "g.csv"
+    context = multiprocessing.get_context("fork")
+    answers: multiprocessing.SimpleQueue[str] = context.SimpleQueue()
+
+    def second(**outputs: Path) -> None:
+        try:
+            check(tmp_path / "v", **outputs)  # type: ignore[arg-type]
+            answers.put("nothing is wrong")
+        except UserError as error:
+            answers.put(str(error))
+
+    write_folder = check_module._write_folder
+
+    def meanwhile(path: Path, *rest: object) -> None:
+        write_folder(path, *rest)  # type: ignore[arg-type]
+        for outputs in (
+            {"report": report},
+            {"good": good},
+            {"report": tmp_path / "s", "good": good},
+        ):
+            process = context.Process(target=second, kwargs=outputs)
+            process.start()
+            assert "is in use by another process" in answers.get()
+            process.join()
+
+    monkeypatch.setattr(check_module, "_write_folder", meanwhile)
+    assert check(tmp_path / "v", report=report, good=good) == 0
+    assert len(Manifest(path=good)) == 1
+    hidden = sorted(path.name for path in tmp_path.glob(".*"))
+    assert hidden == [".r.json.check.journal"]
+    # What another command knows of the same file is its own.
+    monkeypatch.setattr(check_module, "_write_folder", write_folder)
+    check(tmp_path / "v", good=good)
+    known = (tmp_path / ".g.csv.check.journal").read_bytes()
+    assert index(tmp_path / "v", good) == 0
+    assert (tmp_path / ".g.csv.check.journal").read_bytes() == known
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both(tmp_path / "a.mp4", seconds=0.5)
+
+    def add(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    keep = Journal.add
+    monkeypatch.setattr(Journal, "add", add)
+    with pytest.raises(UserError) as error:
+        check(tmp_path, report=tmp_path / "r.json")
+    assert "(No space left on device): make room, then run the same command" in str(error.value)
+    assert multiprocessing.active_children() == [], "all have gone at once"
+    monkeypatch.setattr(Journal, "add", keep)
+    assert check(tmp_path, report=tmp_path / "r.json") == 0
+
+
+def test_progress_without_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mmssl.cli.terminal._LINE_EVERY", 0.0)
+    (tmp_path / "a.mp4").touch()
+    check(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[:2] for line in lines[:2]] == [["listing", "1"], ["checking", "1/1"]]
 
 
 def test_from_a_folder_to_a_run(tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ import csv
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +103,7 @@ def test_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         if wanted["variable_fps"] == "yes":
             assert float(row["fps"]) == pytest.approx(float(wanted.pop("fps")), rel=0.03)
         assert {column: row[column] for column in wanted} == wanted, name
-    assert not (tmp_path / "m.bad.csv").exists()
+    assert not (tmp_path / "m.csv.bad.csv").exists()
     assert "10 rows" in capsys.readouterr().out
     fields = Manifest(path=tmp_path / "m.csv").sample(0).fields
     assert fields["video_codec"] == "h264", "the dataset passes the columns on"
@@ -193,9 +196,9 @@ def test_a_list_of_paths(tmp_path: Path, clip: Path) -> None:
     (tmp_path / "list.txt").write_text(f"b, c.mp4\n\n{clip}\r\nb, c.mp4\nmissing.mp4\n")
     assert index(tmp_path / "list.txt", tmp_path / "m.csv") == 0
     assert [row["path"] for row in rows(tmp_path / "m.csv")] == ["b, c.mp4", str(clip)]
-    assert rows(tmp_path / "m.bad.csv") == [
-        {"path": str(tmp_path / "b, c.mp4"), "reason": "is listed a second time"},
-        {"path": str(tmp_path / "missing.mp4"), "reason": "no such file"},
+    assert rows(tmp_path / "m.csv.bad.csv") == [
+        {"path": "b, c.mp4", "reason": "is listed a second time"},
+        {"path": "missing.mp4", "reason": "no such file"},
     ]
 
 
@@ -217,7 +220,7 @@ def test_a_list_keeps_its_columns_and_order(tmp_path: Path, clip: Path) -> None:
     assert [row["path"] for row in found] == ["media/b.mp4", "media/a.mp4", "media/b.mp4"]
     assert [row["caption"] for row in found] == ["one, two", "", 'say "so"']
     assert {row["duration"] for row in found} == {"0.133"}
-    assert len(keys(tmp_path / ".m.csv.journal")) == 2, "each file is probed once"
+    assert len(keys(tmp_path / ".m.csv.index.journal")) == 2, "each file is probed once"
     data = Manifest(path=tmp_path / "m.csv")
     assert data.sample(2).id == "media/b.mp4#0.05-0.1"
     assert (data.sample(2).start, data.sample(2).label) == (0.05, 0)
@@ -231,7 +234,7 @@ def test_urls_and_rows_without_a_file(tmp_path: Path, clip: Path) -> None:
     one, two = rows(tmp_path / "m.csv")
     assert (one["path"], one["video_codec"], one["duration"]) == (f"file://{clip}", "h264", "0.133")
     assert {name: value for name, value in two.items() if value} == {"id": "2", "imu": "x.npy"}
-    reasons = {row["path"]: row["reason"] for row in rows(tmp_path / "m.bad.csv")}
+    reasons = {row["path"]: row["reason"] for row in rows(tmp_path / "m.csv.bad.csv")}
     assert reasons[""] == "the row names neither a file nor an id"
     assert "file:///nowhere.mp4" in reasons
 
@@ -244,6 +247,41 @@ def test_a_part_of_an_archive(tmp_path: Path, clip: Path) -> None:
     row = rows(tmp_path / "m.csv")[0]
     assert (row["streams"], row["bytes"]) == ("video", str(len(content)))
     assert (row["id"], row["offset"], row["size"]) == ("one", "512", str(len(content)))
+
+
+def test_what_no_manifest_can_hold(tmp_path: Path, clip: Path) -> None:
+    shutil.copy(clip, tmp_path / "a.mp4")
+    (tmp_path / "l.csv").write_text(
+        'path,label,caption\na.mp4,x,"one\r\n\ntwo\n"\n"b\n.mp4",y,\n"file:///c\n.mp4",y,\n'
+    )
+    assert index(tmp_path / "l.csv", tmp_path / "m.csv") == 0
+    data = Manifest(path=tmp_path / "m.csv")
+    assert [data.sample(row).fields["caption"] for row in range(len(data))] == ["one two "]
+    breaks = "its name holds a line break, so that no list can name it"
+    bad = {row["path"]: row["reason"] for row in rows(tmp_path / "m.csv.bad.csv")}
+    assert bad == {"b\\n.mp4": breaks, "file:///c\\n.mp4": breaks}
+    (tmp_path / "l.txt").write_text("a.mp4\n" + "\n" * 2000 + "zero\0.mp4\n")
+    assert index(tmp_path / "l.txt", tmp_path / "n.csv") == 0
+    assert rows(tmp_path / "n.csv.bad.csv") == [
+        {
+            "path": "zero\\x00.mp4",
+            "reason": "its name holds a zero byte, so that no list can name it",
+        }
+    ]
+    (tmp_path / "header.csv").write_text('path,"a\nb"\na.mp4,c\n')
+    with pytest.raises(UserError, match=r"header\.csv:1: a column's name holds a line break"):
+        index(tmp_path / "header.csv", tmp_path / "o.csv")
+
+
+def test_only_its_own_list_of_bad_files_is_touched(tmp_path: Path, clip: Path) -> None:
+    shutil.copy(clip, tmp_path / "a.mp4")
+    (tmp_path / "clips.bad.csv").write_text("path\na.mp4\n")
+    assert index(tmp_path / "clips.bad.csv", tmp_path / "clips.csv") == 0
+    assert (tmp_path / "clips.bad.csv").exists()
+    (tmp_path / "l.txt").write_text("a.mp4\nmissing.mp4\n")
+    assert index(tmp_path / "l.txt", tmp_path / "clips.tsv") == 0
+    assert index(tmp_path / "clips.bad.csv", tmp_path / "clips.csv") == 0
+    assert len(rows(tmp_path / "clips.tsv.bad.csv")) == 1
 
 
 def evil_folder(folder: Path, clip: Path) -> dict[str, str]:
@@ -279,8 +317,8 @@ def test_what_cannot_be_probed_is_named(
     evil = evil_folder(tmp_path / "v", clip)
     assert index(tmp_path / "v", tmp_path / "m.csv") == 0
     assert [row["path"] for row in rows(tmp_path / "m.csv")] == ["v/good.mp4"]
-    bad = {row["path"]: row["reason"] for row in rows(tmp_path / "m.bad.csv")}
-    assert bad == {str(tmp_path / "v" / name): reason for name, reason in evil.items()}
+    bad = {row["path"]: row["reason"] for row in rows(tmp_path / "m.csv.bad.csv")}
+    assert bad == {f"v/{name}": reason for name, reason in evil.items()}
     out, err = capsys.readouterr()
     assert all(f"{name}: {reason}" in err for name, reason in evil.items())
     assert "1 rows" in out
@@ -293,14 +331,14 @@ def test_what_cannot_be_probed_is_named(
     shutil.copy(clip, tmp_path / "v" / "text.mp4")
     assert index(tmp_path / "v", tmp_path / "m.csv") == 0
     assert [row["path"] for row in rows(tmp_path / "m.csv")] == ["v/text.mp4"]
-    assert not (tmp_path / "m.bad.csv").exists()
+    assert not (tmp_path / "m.csv.bad.csv").exists()
 
 
 def test_nothing_good(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("no video")
     assert index(tmp_path, tmp_path / "m.csv") == 1
     assert not (tmp_path / "m.csv").exists()
-    assert len(rows(tmp_path / "m.bad.csv")) == 1
+    assert len(rows(tmp_path / "m.csv.bad.csv")) == 1
 
 
 def test_a_file_that_kills_or_holds_its_reader(
@@ -321,7 +359,7 @@ def test_a_file_that_kills_or_holds_its_reader(
     assert index(tmp_path, tmp_path / "m.csv", time_limit=1.0) == 0
     assert [row["path"] for row in rows(tmp_path / "m.csv")] == ["a.mp4", "z.mp4"]
     assert {
-        os.path.basename(row["path"]): row["reason"] for row in rows(tmp_path / "m.bad.csv")
+        os.path.basename(row["path"]): row["reason"] for row in rows(tmp_path / "m.csv.bad.csv")
     } == {
         "hangs.mp4": "took longer than 1 s",
         "kills.mp4": "ended the process that read it (SIGSEGV)",
@@ -338,7 +376,7 @@ def test_killed_and_started_again(tmp_path: Path, clip: Path) -> None:
     for number in range(count):
         os.link(clip, folder / f"{number:04}.mp4")
     (folder / "bad.mp4").write_text("no video")
-    journal = tmp_path / ".m.csv.journal"
+    journal = tmp_path / ".m.csv.index.journal"
     arguments = ["data", "index", "v", "-o", "m.csv"]
     for signal_number, many in ((signal.SIGKILL, 100), (signal.SIGINT, 400)):
         started = Started(*arguments, cwd=tmp_path)
@@ -358,18 +396,18 @@ def test_killed_and_started_again(tmp_path: Path, clip: Path) -> None:
     with open(journal, "ab") as file:
         file.write(b'["[\\"torn')
     (tmp_path / ".m.csv.123.tmp").touch()
-    (tmp_path / ".m.bad.csv.123.tmp").touch()
+    (tmp_path / ".m.csv.bad.csv.123.tmp").touch()
     assert mmssl(*arguments, cwd=tmp_path).returncode == 0
     after = keys(journal)
     assert after[: len(before)] == before
     assert len(set(after)) == len(after) == count + 1, "nothing was probed twice"
-    resumed = (tmp_path / "m.csv").read_bytes(), (tmp_path / "m.bad.csv").read_bytes()
-    for path in (journal, tmp_path / "m.csv", tmp_path / "m.bad.csv"):
+    resumed = (tmp_path / "m.csv").read_bytes(), (tmp_path / "m.csv.bad.csv").read_bytes()
+    for path in (journal, tmp_path / "m.csv", tmp_path / "m.csv.bad.csv"):
         path.unlink()
     assert mmssl(*arguments, "--workers", "3", cwd=tmp_path).returncode == 0
-    assert ((tmp_path / "m.csv").read_bytes(), (tmp_path / "m.bad.csv").read_bytes()) == resumed
+    assert ((tmp_path / "m.csv").read_bytes(), (tmp_path / "m.csv.bad.csv").read_bytes()) == resumed
     assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] == ".") == [
-        ".m.csv.journal"
+        ".m.csv.index.journal"
     ]
 
 
@@ -380,11 +418,11 @@ def test_only_what_changed_is_probed_again(tmp_path: Path, clip: Path) -> None:
     first = (tmp_path / "m.csv").read_bytes()
     index(tmp_path, tmp_path / "m.csv")
     assert (tmp_path / "m.csv").read_bytes() == first
-    assert len(keys(tmp_path / ".m.csv.journal")) == 2
+    assert len(keys(tmp_path / ".m.csv.index.journal")) == 2
     write(tmp_path / "b.mp4", frames=8)
     shutil.copy(clip, tmp_path / "c.mp4")
     index(tmp_path, tmp_path / "m.csv")
-    probed = [json.loads(key)[0] for key in keys(tmp_path / ".m.csv.journal")[2:]]
+    probed = [json.loads(key)[0] for key in keys(tmp_path / ".m.csv.index.journal")[2:]]
     assert sorted(probed) == [str(tmp_path / "b.mp4"), str(tmp_path / "c.mp4")]
     durations = {row["path"]: row["duration"] for row in rows(tmp_path / "m.csv")}
     assert durations == {"a.mp4": "0.133", "b.mp4": "0.267", "c.mp4": "0.133"}
@@ -401,7 +439,7 @@ def test_two_at_once(tmp_path: Path, clip: Path) -> None:
 
     context = multiprocessing.get_context("fork")
     answers = context.SimpleQueue()
-    with open_journal(tmp_path / ".m.csv.journal", "probe 1"):
+    with open_journal(tmp_path / ".m.csv.index.journal", "probe 1"):
         process = context.Process(target=second, args=(answers,))
         process.start()
         assert "is in use by another process" in answers.get()
@@ -428,6 +466,42 @@ def test_journal(tmp_path: Path) -> None:
             assert "c" not in journal
     with open_journal(path, "two") as journal:
         assert "a" not in journal
+    assert not path.exists(), "nothing is in it"
+
+
+@contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """As a full disk, or a share of it that is used up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk(tmp_path: Path, clip: Path) -> None:
+    (tmp_path / "v").mkdir()
+    for number in range(9):
+        os.link(clip, tmp_path / "v" / f"{number}.mp4")
+    message = r"cannot be written any more \(File too large\): make room, then run the same command"
+    with files_no_larger_than(1000), pytest.raises(UserError, match=message):
+        index(tmp_path / "v", tmp_path / "m.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["v"]
+    assert index(tmp_path / "v", tmp_path / "m.csv") == 0
+    path = tmp_path / "j"
+    with pytest.raises(UserError, match="cannot be written any more"):
+        fill(path)
+    with open_journal(path, "one") as journal:
+        known = [number for number in range(20) if f"key {number}" in journal]
+    assert known == [0, 1, 2]
+
+
+def fill(path: Path) -> None:
+    """Keep 20 lines of 20 bytes in a journal, whose own line is one of 19, where 80 fit."""
+    with files_no_larger_than(80 + 5), open_journal(path, "one") as journal:
+        for number in range(20):
+            journal.add(f"key {number}", "valu")
 
 
 @pytest.mark.parametrize(
@@ -444,6 +518,10 @@ def test_journal(tmp_path: Path) -> None:
         ("l.csv", {"labels": "folder"}, "is for a folder"),
         ("empty.txt", {}, "lists no files"),
         ("a.mp4", {}, "is no text"),
+        ("latin.csv", {}, "latin.csv:3: is not UTF-8 text"),
+        ("x" * 300, {}, "no such folder or list"),
+        ("v", {"output": "x" * 300 + ".csv"}, "File name too long"),
+        ("v.csv.bad.csv", {"output": "v.csv"}, "v.csv.bad.csv is written beside it"),
     ],
 )
 def test_mistakes(
@@ -454,6 +532,8 @@ def test_mistakes(
     (tmp_path / "l.csv").write_text("file,label\na.mp4,b\n")
     (tmp_path / "short.csv").write_text("path,label\na.mp4,b\nb.mp4\n")
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "latin.csv").write_bytes("path,label\na.mp4,b\na.mp4,Männer\n".encode("latin-1"))
+    (tmp_path / "v.csv.bad.csv").write_text("path\na.mp4\n")
     shutil.copy(clip, tmp_path / "a.mp4")
     output = tmp_path / options.pop("output", "m.csv")
     with pytest.raises(UserError) as error:
@@ -461,6 +541,7 @@ def test_mistakes(
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "m.csv").exists()
+    assert not list(tmp_path.glob(".*")), "no journal of nothing"
 
 
 def test_help_needs_no_torch(tmp_path: Path) -> None:

@@ -436,3 +436,83 @@ def test_a_seek_that_lands_within_a_frame_of_sound(tmp_path: Path) -> None:
             (found,) = click_times(pcm(media, start, 12_800, 16_000), 16_000)
         # The encoder's own delay, 481 samples, is nowhere in the file.
         assert found + start == pytest.approx(expected + 481 / 44_100, abs=0.002)
+
+
+def write_sound(path: Path, codec: str, sound: np.ndarray, bit_rate: int) -> Path:
+    """As `write` does, mono of 44100 Hz, for encoders that want a bit rate."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=44_100, layout="mono", bit_rate=bit_rate)
+        frame = av.AudioFrame.from_ndarray(sound[None].astype(np.float32), "fltp", "mono")
+        frame.sample_rate = 44_100
+        resampler = av.AudioResampler(format=stream.format, layout="mono", rate=44_100)
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            out.mux(stream.encode(part))
+        out.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("bit_rate", [0, 128_000, 192_000])
+def test_sound_of_mpeg_ps_is_complete_from_anywhere(tmp_path: Path, bit_rate: int) -> None:
+    """What looks like the beginning of a frame, within one, is none."""
+    at = np.arange(4 * 44_100) / 44_100
+    tone = 0.125 * np.sin(2 * np.pi * 440 * at)
+    path = tmp_path / "a.mpg"
+    if bit_rate:
+        write_sound(path, "mp2", tone, bit_rate)
+    else:
+        write(
+            path,
+            frames=120,
+            codec="mpeg2video",
+            sound=np.stack([tone, tone]),
+            sound_codec="mp2",
+            layout="stereo",
+        )
+    with media(path) as file:
+        whole = pcm(file, 0.0, 4 * 44_100, 44_100)
+        for start in range(0, 3 * 44_100, 2205):
+            found = pcm(file, start / 44_100, 11_025, 44_100)
+            assert np.abs(found - whole[start : start + 11_025]).max() < 1e-3, start
+
+
+@pytest.mark.parametrize(("ending", "codec"), [("wma", "wmav2"), ("wav", "adpcm_ms")])
+def test_sound_without_a_time_follows_the_one_before(
+    tmp_path: Path, ending: str, codec: str
+) -> None:
+    """A packet's second frame, and the one that the decoder kept until the end."""
+    path = write_sound(
+        tmp_path / f"a.{ending}", codec, clicks([0.5, 1.5, 2.97], 3.0, 44_100), 128_000
+    )
+    with av.open(str(path)) as container:
+        decoded = list(container.decode(audio=0))
+    assert None in {frame.pts for frame in decoded}
+    with media(path) as file:
+        whole = pcm(file, 0.0, round(3.3 * 44_100), 44_100)
+        delay = 2048 / 44_100 if codec == "wmav2" else 0.0  # the encoder's, nowhere in the file
+        assert click_times(whole.copy(), 44_100)[:2] == pytest.approx(
+            [0.5 + delay, 1.5 + delay], abs=0.002
+        )
+        for start in [0.4, 1.4, 2.6, 2.8]:
+            found = pcm(file, start, round(0.4 * 44_100), 44_100)
+            first = round(start * 44_100)
+            assert click_times(found.copy(), 44_100) == pytest.approx(
+                click_times(whole[first : first + len(found)].copy(), 44_100), abs=0.002
+            )
+
+
+def test_video_that_begins_after_the_sound_in_flv(tmp_path: Path) -> None:
+    """FLV cannot seek to before a stream's first packet."""
+    path = write(
+        tmp_path / "a.flv",
+        frames=60,
+        codec="flv1",
+        sound=clicks([0.5], 2.0, 44_100),
+        sound_codec="libmp3lame",
+        video_start=0.025,
+    )
+    with media(path) as file:
+        assert file.container.streams.video[0].start_time > 0
+        for time, expected in [(0.0, 0), (0.02, 0), (1.06, 30), (0.01, 0)]:
+            _, frame = next(frames_from(file, time))
+            assert number_of(frame.to_ndarray(format="rgb24")) == expected
+        assert numbers(small_video(frames=4).read(file, Window(0.0, 0.0), None)) == [0, 1, 2, 3]

@@ -25,6 +25,9 @@ _OPTIONS = {
     "pattern_type": "none",
 }
 
+# Formats of pictures that do not have their codec's name.
+_PIPES = {"mjpeg": "jpeg", "jpeg2000": "j2k"}
+
 
 @contextmanager
 def damage_is_bad_media() -> Iterator[None]:
@@ -44,9 +47,15 @@ def packets(container: InputContainer, *streams: Any) -> Iterator[Any]:
 
     As PyAV's ``demux``, which stumbles at the end over streams that only turned up on the way,
     as they may in MPEG-TS. By then it is done with those that were asked for.
+
+    In a picture's file the first one counts: telephones and tools append other things.
     """
+    picture, found = container.format.name.endswith("_pipe"), False
     try:
-        yield from container.demux(*streams)
+        for packet in container.demux(*streams):
+            if not (picture and found and packet.size):
+                yield packet
+            found = True
     except IndexError:
         return
 
@@ -79,7 +88,27 @@ class Media:
             raise MissingModality("the sample names no media file")
         with step("open"), damage_is_bad_media():
             source = self._source(self.sample.media, self.sample.span)
-            return av.open(source, metadata_errors="ignore", options=_OPTIONS)
+            container = av.open(source, metadata_errors="ignore", options=_OPTIONS)
+            if better := self._better_format(container):
+                container.close()
+                container = av.open(
+                    source, format=better, metadata_errors="ignore", options=_OPTIONS
+                )
+            return container
+
+    def _better_format(self, container: InputContainer) -> str | None:
+        """Where FFmpeg guesses wrong between one picture and many: the format that it is."""
+        sample, found = self.sample, container.format.name
+        name = (sample.media or "") if sample.span is None else sample.id
+        if found == "jpeg_pipe" and name.lower().endswith((".mjpeg", ".mjpg")):
+            return "mjpeg"
+        if found != "image2":
+            return None
+        # By its name, as something follows the picture. This format could not be rewound.
+        context: Any = container.streams[0].codec_context
+        codec = "" if context is None else context.codec.canonical_name
+        pipe = f"{_PIPES.get(codec, codec)}_pipe"
+        return pipe if pipe in av.formats_available else None
 
     def _source(self, path: str, span: tuple[int, int] | None) -> Any:
         """What PyAV opens: FFmpeg reads local files and parts of them by itself."""

@@ -38,9 +38,15 @@ _FASTEST = 768_000
 # A seek that lands so many packets early was without an index: they are not kept to look ahead.
 _LOOK_AHEAD = 2000
 
-# Where sound has no index, as in MPEG-PS, a seek lands within a frame: so many packets at most may
-# be pieces before the first whole one.
+# After a seek so many packets of sound at most may be pieces before the first whole one.
 _TORN = 2
+
+# MPEG-PS has no index, and a seek lands within a frame. What looks like the beginning of a frame
+# may be part of one: the parser finds the real ones after some pieces, within a fraction of a
+# second, and may be wrong about the time of the first. So seek so many seconds further back, and
+# let pieces be until what was asked for begins.
+_TORN_WITHIN_FRAMES = 64
+_RESYNC = 0.5
 
 # The last frame of a video is shown for so long at least, whatever its file says.
 _LAST_FRAME = 1.0
@@ -244,12 +250,28 @@ def _decoded(media: Media, stream: Any, start: float) -> Iterator[tuple[float, A
     if stream.time_base is None:
         raise BadMedia("its times have no unit")
     begin = begins(media, stream)
-    for target in [*(max(0.0, start - back) for back in _STEPS_BACK), _BEFORE_ALL]:
+    further = _RESYNC if _lands_within_frames(media, stream) else 0.0
+    targets = [max(0.0, start - further - back) for back in _STEPS_BACK]
+    if _guesses_times(media, stream):
+        targets = [0.0]
+    for target in [*targets, _BEFORE_ALL]:
         frames = _decoded_after_seek(media, stream, target, start)
         first = next(frames, None)
         if first is not None and first[0] <= max(start, begin or start) + GRACE:
             break
     return frames if first is None else chain([first], frames)
+
+
+def _lands_within_frames(media: Media, stream: Any) -> bool:
+    """Whether a seek leads into the middle of a frame."""
+    return stream.type == "audio" and media.container.format.name == "mpeg"
+
+
+def _guesses_times(media: Media, stream: Any) -> bool:
+    """Whether times after a seek are off: WAV reckons them from bytes, for ADPCM amiss."""
+    return media.container.format.name in ("wav", "w64") and stream.codec_context.name.startswith(
+        "adpcm_"
+    )
 
 
 def _decoded_after_seek(
@@ -262,10 +284,11 @@ def _decoded_after_seek(
             try:
                 container.seek(math.floor((target + origin) / unit), stream=stream)
             except av.FFmpegError:
-                if target != _BEFORE_ALL:
+                if target > max(0.0, begins(media, stream) or 0.0):
                     raise
-                # Where there is an index, as in AVI, nothing is before second 0.
-                container.seek(math.floor(origin / unit), stream=stream)
+                # Where there is an index, as in AVI and FLV, nothing is before the first packet.
+                first = max(math.floor(origin / unit), stream.start_time or 0)
+                container.seek(first, stream=stream)
     except (av.FFmpegError, OverflowError) as error:
         raise BadMedia(f"cannot seek to {max(0.0, target):.2f} s") from error
     arriving = packets(container, stream)
@@ -278,7 +301,11 @@ def _decoded_after_seek(
         if not (by_place and stream.codec_context.has_b_frames):
             arriving = _sparing(arriving, stream.codec_context, (start + GRACE + origin) / unit)
     places: list[int] = []
-    torn = _TORN if stream.type == "audio" else 0
+    within = _lands_within_frames(media, stream)
+    torn = _TORN_WITHIN_FRAMES if within else _TORN if stream.type == "audio" else 0
+    whole_from = start if within else -math.inf
+    rate = stream.rate if within else None
+    follows: float | None = None
     while True:
         # Not around the yield: what the caller raises is not the file's fault.
         with step(f"decode {stream.type}"), damage_is_bad_media():
@@ -291,7 +318,6 @@ def _decoded_after_seek(
                 torn, frames = torn - 1, []
         if packet is None:
             return
-        torn = 0 if frames else torn
         if by_place and packet.dts is not None:
             places = [*places[-16:], packet.dts]  # no codec reorders more
         for count, frame in enumerate(frames):
@@ -302,9 +328,16 @@ def _decoded_after_seek(
                 late = stream.codec_context.reorder_depth
                 back = 1 + late if packet.size else late - count
                 ticks = places[-min(max(back, 1), len(places))]
-            if ticks is None:
+            time = follows if ticks is None else ticks * unit - origin
+            if time is None:
                 raise BadMedia("its frames carry no times")
-            yield ticks * unit - origin, frame
+            if stream.type == "audio" and frame.sample_rate:
+                # A packet's second frame, and what a decoder kept until the end, carry no time.
+                follows = time + frame.samples / frame.sample_rate
+            if rate and time < whole_from and frame.sample_rate != rate:
+                continue  # pieces may even look like a frame
+            torn = 0 if time >= whole_from else torn
+            yield time, frame
 
 
 def _sparing(packets: Iterator[Any], context: Any, start: float) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from av.video.reformatter import Interpolation
 from mmssl import BadMedia, Media, MissingModality, Sample
 from mmssl.data.media import damage_is_bad_media, packets
 from mmssl_media.decode import GRACE, audio_stream, frames_from, pcm, video_stream
-from mmssl_media.listing import kind_of
+from mmssl_media.listing import Kind, kind_of
 from mmssl_media.probe import is_image
 from mmssl_media.structure import cut_short, why_not_media
 
@@ -78,6 +78,12 @@ _CONTAINERS = {
     "gif": ".gif",
 }
 
+# Containers that hold sound alone, or sound if there is no video in them.
+_SOUND = {"aac", "aiff", "amr", "au", "caf", "flac", "mp3", "ogg", "w64", "wav"}
+
+# Moving pictures under the endings of still ones.
+_ANIMATED = {"apng", "jpegxl_anim", "webp"}
+
 # Containers whose header says how long the streams are, rather than a guess from their size.
 _PROMISING = {"mov", "matroska", "flac", "flv"}
 
@@ -113,7 +119,7 @@ class _Inspection:
         self.found: Findings = []
 
     def findings(self) -> Findings:
-        kind = "image" if self.image else kind_of(self.sample.media or "")
+        kind = "image" if self.image else self._kind()
         self._extension()
         if cut := cut_short(self.sample):
             # Whatever else is wrong with it may follow from this.
@@ -138,6 +144,12 @@ class _Inspection:
             self._compare_lengths(video, audio, ends)
         return self.found
 
+    def _kind(self) -> Kind | None:
+        if self.sample.span is None:
+            return kind_of(self.sample.media or "")
+        # A part has no name but its id, which may lack an ending.
+        return kind_of(self.sample.id) or ("audio" if self.container in _SOUND else None)
+
     def _stream(self, name: str, find: Callable[[Media], Any]) -> Any:
         try:
             return find(self.media)
@@ -148,8 +160,16 @@ class _Inspection:
             return False
 
     def _extension(self) -> None:
-        ending = os.path.splitext(self.sample.media or "")[1].lower()
-        if self.sample.span is not None or self.image:
+        if self.sample.span is not None:
+            return
+        name = self.sample.media or ""
+        ending, kind = os.path.splitext(name)[1].lower(), kind_of(name)
+        if self.image or self.container in _ANIMATED:
+            if kind in ("video", "audio"):
+                self.found.append(("wrong-extension", f"named {ending}, but it is a picture"))
+            return
+        if kind == "image":
+            self.found.append(("wrong-extension", f"named {ending}, but it is no picture"))
             return
         wanted = {name for name, endings in _CONTAINERS.items() if ending in endings.split()}
         if wanted and not wanted & set(self.container.split(",")):

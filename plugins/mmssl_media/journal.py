@@ -1,5 +1,6 @@
 """What was found out about files, kept on disk as it is found, so that a kill loses nothing."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.errors import UserError
+
+# The disk, the user's share of it, or what one file may take.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Journal:
@@ -45,44 +49,64 @@ class Journal:
         # A line that a kill cut off is dropped when the journal is opened again.
         written = os.pwrite(self._file, line, self._end)
         if written < len(line):
-            raise OSError(f"{self._path} cannot be written: the disk is full")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
         self._places[_digest(key)] = self._end
         self._end += written
 
 
 @contextmanager
 def open_journal(path: Path, kind: str) -> Iterator[Journal]:
-    """Open a journal, or begin it.
+    """Open a journal, or begin it; one in which nothing was kept is removed at the end.
 
     Args:
         path: of the file.
         kind: what its values mean; a journal of another kind is begun anew.
 
     Raises:
-        UserError: another process has it open, or it cannot be written.
+        UserError: another process has it open, it cannot be written, or the disk is full, be it
+            with this file or with another that is written meanwhile.
     """
+    file = _locked(path)
+    places: dict[bytes, int] | None = None
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise UserError(
-            f"{path.parent} cannot be written ({error.strerror}): choose another place"
-        ) from None
-    try:
-        try:
-            # Not flock, whose lock forked processes inherit: they may outlive a killed parent.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise UserError(
-                f"{path} is in use by another process: wait for it, or choose another output"
-            ) from None
         first = json.dumps({"journal": kind}).encode() + b"\n"
         places, end = _read(file, first)
         os.ftruncate(file, end)
         if end == 0:
             end = os.pwrite(file, first, 0)
         yield Journal(path, file, places, end)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise UserError(
+            f"{os.path.abspath(path.parent)} cannot be written any more ({error.strerror}): make "
+            "room, then run the same command again to go on"
+        ) from None
     finally:
+        if places == {}:
+            path.unlink(missing_ok=True)
         os.close(file)
+
+
+def _locked(path: Path) -> int:
+    while True:
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UserError(
+                f"{path.parent} cannot be written ({error.strerror}): choose another place"
+            ) from None
+        try:
+            # Not flock, whose lock forked processes inherit: they may outlive a killed parent.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            os.close(file)
+            raise UserError(
+                f"{path} is in use by another process: wait for it, or choose another output"
+            ) from None
+        if os.fstat(file).st_nlink:
+            return file
+        os.close(file)  # its last owner removed it after it was opened here
 
 
 def clear_halves(*outputs: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -86,18 +87,36 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
+def refuse_bad_name(path: str) -> None:
+    """Do nothing, if a list can hold the path or URL.
+
+    Raises:
+        Unfit: it cannot.
+    """
+    for what, is_there in (
+        ("is not UTF-8", not _is_text(path)),
+        ("holds a line break", "\n" in path or "\r" in path),
+        ("holds a zero byte", "\0" in path),
+    ):
+        if is_there:
+            raise Unfit("bad-name", f"its name {what}, so that no list can name it")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def look(path: str) -> os.stat_result:
     """The state of a file that can be read.
 
     Raises:
         Unfit: it is none.
     """
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise Unfit("bad-name", "its name is not UTF-8, so that no list can name it") from None
-    if "\n" in path or "\r" in path:
-        raise Unfit("bad-name", "its name holds a line break, so that no list can name it")
+    refuse_bad_name(path)
     try:
         state = os.stat(path)
     except OSError as error:
@@ -130,11 +149,14 @@ def columns_of(path: Path) -> list[str]:
     """The columns of a list: those of a CSV or TSV file, or ``path`` alone.
 
     Raises:
-        UserError: there is no column ``path``.
+        UserError: there is no column ``path``, two have one name, or a name is no line of text.
     """
     if not _delimiter(path):
         return ["path"]
-    _, header = next(_records(path), (1, []))
+    number, header = next(_records(path), (1, []))
+    _refuse_no_text(path, number, header)
+    if any("\n" in name or "\r" in name for name in header):
+        raise UserError(f"{path}:1: a column's name holds a line break")
     if "path" not in header:
         named = ", ".join(map(repr, header)) or "none"
         raise UserError(f"{path}:1: no column 'path'; its columns are: {named}")
@@ -147,8 +169,11 @@ def columns_of(path: Path) -> list[str]:
 def rows_of(path: Path) -> Iterator[list[str]]:
     """The rows of a list, with a value for each of `columns_of`.
 
+    Line breaks within values become spaces, as a manifest's rows are lines; in a path they stay,
+    for `look` to refuse it, as do bytes that are no UTF-8.
+
     Raises:
-        UserError: a line has more or fewer values.
+        UserError: a line has more or fewer values, or is not UTF-8.
     """
     if not _delimiter(path):
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -158,13 +183,23 @@ def rows_of(path: Path) -> Iterator[list[str]]:
         return
     records = _records(path)
     _, header = next(records)
+    own = header.index("path")
     for number, values in records:
         if len(values) != len(header):
             raise UserError(
                 f"{path}:{number}: {len(values)} values for {len(header)} columns; "
                 "put quotes around a value that holds the separator"
             )
+        media, values[own] = values[own], ""
+        _refuse_no_text(path, number, values)
+        values = [re.sub(r"[\r\n]+", " ", value) for value in values]
+        values[own] = media
         yield values
+
+
+def _refuse_no_text(path: Path, number: int, values: list[str]) -> None:
+    if not all(map(_is_text, values)):
+        raise UserError(f"{path}:{number}: is not UTF-8 text; convert the list to it")
 
 
 def _delimiter(path: Path) -> str:

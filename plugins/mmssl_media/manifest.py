@@ -133,6 +133,8 @@ class Listed(Dataset):
     def _values(self, found: _Index, index: int) -> list[str]:
         first, skip = int(found.marks[index // _MARK]), index % _MARK
         while True:
+            if first >= len(self._bytes):
+                raise UserError(f"{self.path}: has changed since it was first read: start again")
             after = self._bytes.find(b"\n", first) + 1 or len(self._bytes)
             line = self._bytes[first:after]
             if line.strip(b"\r\n"):
@@ -391,6 +393,10 @@ class Manifest(Listed):
         buffer: Annotated[int, Field(gt=0)] = 10_000,
     ) -> None:
         self._file = Path(path)
+        if not os.path.isfile(path):
+            # Of a pipe rows could not be read again and again.
+            other = "is no file but a pipe, a folder or a device: write the list to a file"
+            raise UserError(f"{path}: {other if os.path.exists(path) else 'no such file'}")
         base = os.path.abspath(self._file.parent if root is None else root)
         super().__init__(self._file, root=base, classes=classes, buffer=buffer)
         self._is_parquet = self._file.suffix.lower() in (".parquet", ".pq")

@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
@@ -42,11 +42,12 @@ def in_processes(
     *,
     workers: int,
     seconds: float = math.inf,
-) -> Iterator[tuple[Item, Result | Failed]]:
+) -> Generator[tuple[Item, Result | Failed], None, None]:
     """Call ``work`` on every item in forked processes.
 
     At most ``workers`` items are taken ahead of what has been yielded, so there may be any number.
-    Closing the iterator ends all processes at once. When this process is killed they end after
+    Closing the iterator ends all processes at once; whoever may leave it early closes it, with
+    `contextlib.closing`. When this process is killed they end after
     their item, at the latest when its time is over.
 
     Args:

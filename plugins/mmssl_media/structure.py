@@ -1,6 +1,7 @@
 """What a few bytes of a file tell of it where decoding does not: is it cut short, is it text?"""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -13,6 +14,9 @@ _FIRST_BOXES = {b"ftyp", b"styp", b"moov", b"mdat", b"wide", b"free", b"skip", b
 
 # IDs of Matroska's header and of the segment that holds all the rest.
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+# In a JPEG's coded data: neither a byte of it, nor a restart, nor filling.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 def why_not_media(sample: Sample, reason: str) -> tuple[str, str]:
@@ -54,12 +58,10 @@ def cut_short(sample: Sample) -> str:
             return _riff(file, size)
         if head.startswith(_EBML):
             return _matroska(file, size)
-        file.seek(max(0, size - 4096))
-        tail = file.read(4096)
-        if head.startswith(b"\xff\xd8\xff") and b"\xff\xd9" not in tail:
-            return "the picture has no end"
-        if head.startswith(b"\x89PNG") and b"IEND" not in tail:
-            return "the picture has no end"
+        if head.startswith(b"\xff\xd8\xff"):
+            return _jpeg(file)
+        if head.startswith(b"\x89PNG"):
+            return _png(file, size)
         return ""
 
 
@@ -130,6 +132,57 @@ def _riff(file: BinaryIO, size: int) -> str:
             return _past_the_end("its RIFF part", position, size)
         position += length % 2
     return ""
+
+
+def _jpeg(file: BinaryIO) -> str:
+    # Marker by marker: previews within have ends of their own, and others may come after this one.
+    position = 2
+    while True:
+        file.seek(position)
+        head = file.read(4)
+        if head[:2] == b"\xff\xd9":
+            return ""
+        if len(head) < 4:
+            return "the picture has no end"
+        if head[0] != 0xFF:
+            return ""  # no marker: the decoder decides
+        if head[1] == 0xFF:
+            position += 1
+        elif head[1] == 0x01 or 0xD0 <= head[1] <= 0xD8:
+            position += 2
+        else:
+            position += 2 + int.from_bytes(head[2:], "big")
+            if head[1] == 0xDA:
+                position = _after_scan(file, position)
+
+
+def _after_scan(file: BinaryIO, position: int) -> int:
+    """Where the marker after a JPEG's coded data is; where the file ends, if there is none."""
+    file.seek(position)
+    data = b""
+    while block := file.read(1 << 16):
+        data += block
+        if found := _MARKER.search(data):
+            return position + found.start()
+        position += len(data) - 1
+        data = data[-1:]
+    return position + len(data)
+
+
+def _png(file: BinaryIO, size: int) -> str:
+    position = 8
+    while position + 12 <= size:
+        file.seek(position)
+        head = file.read(8)
+        name = head[4:]
+        if not name.isalpha():
+            return ""  # no chunk: the decoder decides
+        position += 12 + int.from_bytes(head[:4], "big")
+        if position > size:
+            return _past_the_end(f"its part {name.decode()!r}", position, size)
+        if name == b"IEND":
+            return ""
+    return "the picture has no end"
 
 
 def _matroska(file: BinaryIO, size: int) -> str:

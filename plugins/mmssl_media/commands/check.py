@@ -6,7 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,26 +61,35 @@ def check(
 
     allowed = _allowed(allow)
     _refuse_mistakes(source, report, good)
-    data = _data(source)
     terminal = Terminal()
-    output = report or good
-    place = None if output is None else output.with_name(f".{output.name}.journal")
+    outputs = [path for path in (report, good) if path is not None]
     try:
-        with nullcontext() if place is None else open_journal(place, "check 1") as journal:
-            clear_halves(*(path for path in (report, good) if path is not None))
+        data = _data(source, terminal)
+        with ExitStack() as held:
+            # One for each output, so that no other check writes it; the first one is filled.
+            journals = [
+                held.enter_context(open_journal(_journal_of(output), "check 1"))
+                for output in outputs
+            ]
+            clear_halves(*outputs)
+            journal = journals[0] if journals else None
             verdict = _check(
                 data, clips, journal, terminal, workers or cores(), time_limit, allowed
             )
+            if good is not None:
+                _write_good(source, good, data, verdict)
+            if report is not None:
+                _write_report(source, report, verdict)
     except KeyboardInterrupt:
-        lost = "" if output is None else "; nothing is lost: run the same command to go on"
+        lost = "" if not outputs else "; nothing is lost: run the same command to go on"
         print(f"mmssl: interrupted{lost}", file=sys.stderr)
         return 130
-    if good is not None:
-        _write_good(source, good, data, verdict)
-    if report is not None:
-        _write_report(source, report, verdict)
     _show(terminal, verdict, report)
     return 1 if verdict.bad else 0
+
+
+def _journal_of(output: Path) -> Path:
+    return output.with_name(f".{output.name}.check.journal")
 
 
 @dataclass(frozen=True)
@@ -118,14 +127,15 @@ def _allowed(text: str) -> frozenset[str]:
 def _refuse_mistakes(source: Path, report: Path | None, good: Path | None) -> None:
     from mmssl.errors import UserError
 
-    if not source.exists():
+    # Not Path's own, which raise errors where a name is too long.
+    if not os.path.exists(source):
         raise UserError(f"{source}: no such manifest or folder")
     for option, path in (("--json", report), ("--good", good)):
         if path is None:
             continue
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):
             raise UserError(f"{option} {path}: there is no folder {path.parent}")
-        if path.is_dir():
+        if os.path.isdir(path):
             raise UserError(f"{option} {path}: is a folder; name a file")
         if path.resolve() == source.resolve():
             raise UserError(f"{option} {path}: is the manifest itself; choose another name")
@@ -156,15 +166,29 @@ class _Folder:
         return Sample(path, path)
 
 
-def _data(source: Path) -> "Dataset | _Folder":
+def _data(source: Path, terminal: "Terminal") -> "Dataset | _Folder":
     from mmssl.errors import UserError
     from mmssl_media.listing import KINDS, walk
     from mmssl_media.manifest import Manifest
 
     if not source.is_dir():
-        return Manifest(path=source)
+        data = Manifest(path=source)
+        try:
+            with terminal.task("reading the list", total=None):
+                len(data)
+        except UserError as error:
+            if source.suffix.lower() in (".csv", ".tsv", ".parquet", ".pq"):
+                raise
+            way_out = f"if it lists a file a line: mmssl data index {source} -o manifest.csv"
+            raise UserError(f"{error}; {way_out}") from None
+        return data
     others: Counter[str] = Counter()
-    folder = _Folder(list(walk(str(source), KINDS, others)))
+    paths = []
+    with terminal.task("listing", total=None) as advance:
+        for path in walk(str(source), KINDS, others):
+            paths.append(path)
+            advance()
+    folder = _Folder(paths)
     if not folder.paths:
         raise UserError(f"{source}: no media files in it; {others.total()} others")
     return folder
@@ -209,14 +233,15 @@ def _check(
                     yield row, sample, clips, key
 
         results = in_processes(_inspect, to_decode(), workers=workers, seconds=seconds)
-        for (row, sample, _, key), found in results:
-            if isinstance(found, Failed):
-                # Not kept: it may be the machine's fault, so the next start tries again.
-                name = {"media": "corrupt", "time": "too-slow"}.get(found.cause, "kills-reader")
-                found = [(name, found.reason)]
-            elif journal is not None and key:
-                journal.add(key, found)
-            settle(row, sample, found)
+        with closing(results):
+            for (row, sample, _, key), found in results:
+                if isinstance(found, Failed):
+                    # Not kept: it may be the machine's fault, so the next start tries again.
+                    name = {"media": "corrupt", "time": "too-slow"}.get(found.cause, "kills-reader")
+                    found = [(name, found.reason)]
+                elif journal is not None and key:
+                    journal.add(key, found)
+                settle(row, sample, found)
     verdict.bad.sort(key=lambda bad: bad.row)
     return verdict
 

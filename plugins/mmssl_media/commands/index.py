@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -48,7 +49,7 @@ def index(
 ) -> int:
     """List media files in a manifest, with what their headers say.
 
-    Files that cannot be probed are left out, and named with the reason in OUTPUT's .bad.csv.
+    Files that cannot be probed are left out, and named with the reason in OUTPUT.bad.csv.
     Started again after a kill, or when files have changed, it probes what it does not know yet.
 
     Examples:
@@ -63,7 +64,7 @@ def index(
     job = _Job(source, output, labels == "folder", _kinds(kinds), Counter())
     job.refuse_mistakes()
     terminal = Terminal()
-    journal_path = output.with_name(f".{output.name}.journal")
+    journal_path = output.with_name(f".{output.name}.index.journal")
     try:
         with (
             open_journal(journal_path, "probe 1") as journal,
@@ -101,27 +102,32 @@ class _Job:
 
         if self.output.suffix.lower() not in (".csv", ".tsv"):
             raise UserError(f"-o {self.output}: a manifest's name ends in .csv or .tsv")
-        if not self.output.parent.is_dir():
+        if not os.path.isdir(self.output.parent):
             raise UserError(f"-o {self.output}: there is no folder {self.output.parent}")
-        if self.output.is_dir():
+        # Not Path's own, which raise errors where a name is too long.
+        if os.path.isdir(self.output):
             raise UserError(f"-o {self.output}: is a folder; name the manifest's file")
-        if not self.source.exists():
+        if not os.path.exists(self.source):
             raise UserError(f"{self.source}: no such folder or list")
-        if self.source.is_dir():
+        if os.path.isdir(self.source):
             return
-        if not self.source.is_file():
+        if not os.path.isfile(self.source):
             raise UserError(f"{self.source}: is neither a folder nor a list")
-        if self.source.resolve() == self.output.resolve():
-            raise UserError(f"-o {self.output}: is the list itself; choose another name")
+        for written in (self.output, self.left_out()):
+            if self.source.resolve() == written.resolve():
+                what = "the list itself" if written == self.output else "written beside it"
+                raise UserError(f"-o {self.output}: {written.name} is {what}; choose another name")
         if self.label_folders:
             raise UserError("--labels folder: is for a folder; a list has a column label")
+        if not os.access(self.source, os.R_OK):
+            raise UserError(f"{self.source}: may not be read")
         with open(self.text(), "rb") as file:
             if b"\0" in file.read(1024):
                 raise UserError(f"{self.source}: is no text; give a folder, or a list of files")
 
     def left_out(self) -> Path:
         """The list of what is not in the manifest."""
-        return self.output.with_name(f"{self.output.stem}.bad.csv")
+        return self.output.with_name(f"{self.output.name}.bad.csv")
 
     def text(self) -> Path:
         """The list as text."""
@@ -230,7 +236,7 @@ def _relative(path: str, base: str) -> str:
 
 def _state(path: str, row: dict[str, str]) -> tuple[str, str]:
     """The journal's key of a file, and its size where it has one."""
-    from mmssl_media.listing import Unfit, look
+    from mmssl_media.listing import Unfit, look, refuse_bad_name
 
     if not path:
         if row.get("id"):
@@ -238,6 +244,7 @@ def _state(path: str, row: dict[str, str]) -> tuple[str, str]:
         raise Unfit("", "the row names neither a file nor an id")
     span = _span(row)
     if "://" in path:
+        refuse_bad_name(path)
         return json.dumps([path, span]), str(span[1]) if span else ""
     state = look(path)
     key = [os.path.abspath(path), span, state.st_size, state.st_mtime_ns]
@@ -280,8 +287,8 @@ def _probe(
 
     failures: dict[str, str] = {}
     bad = 0
-    with terminal.task("probing", total=unknown) as advance:
-        results = in_processes(_probe_file, files(), workers=workers, seconds=seconds)
+    results = in_processes(_probe_file, files(), workers=workers, seconds=seconds)
+    with closing(results), terminal.task("probing", total=unknown) as advance:
         for (key, _, _), found in results:
             if not isinstance(found, Failed):
                 journal.add(key, found)
@@ -322,7 +329,7 @@ def _write(
     from mmssl_media.listing import printable
     from mmssl_media.probe import COLUMNS
 
-    bad_path = job.left_out()
+    bad_path, base = job.left_out(), os.path.abspath(job.output.parent)
     delimiter = "\t" if job.output.suffix.lower() == ".tsv" else ","
     good = bad = 0
     seconds = 0.0
@@ -351,7 +358,7 @@ def _write(
                     seconds += float(found.get("duration") or 0)
                 else:
                     reason = printable(reason)
-                    reasons.writerow([printable(path), reason])
+                    reasons.writerow([printable(_relative(path, base)), reason])
                     bad += 1
                     if bad <= _NAMED:
                         named.append(f"{printable(path)}: {reason}")

@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -223,8 +224,9 @@ def _copy(job: _Job, terminal: "Terminal", workers: int, seconds: float) -> dict
 
     failures: dict[str, str] = {}
     bad = 0
-    with terminal.task("copying", total=len(todo)) as advance:
-        for (row, state), found in in_processes(work, items(), workers=workers, seconds=seconds):
+    results = in_processes(work, items(), workers=workers, seconds=seconds)
+    with closing(results), terminal.task("copying", total=len(todo)) as advance:
+        for (row, state), found in results:
             key = _key(job.data.sample(row))
             if not isinstance(found, Failed):
                 if "disk" in found:
