@@ -1,6 +1,7 @@
 """Where the time goes: `mmssl profile` and the stopwatch under it."""
 
 import re
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,43 @@ class Files(Dataset):
 
     def sample(self, index: int) -> Sample:
         return Sample(str(index), self.path)
+
+
+def test_what_is_proposed_can_be_done(tmp_path: Path) -> None:
+    videos, slow = tmp_path / "videos", Source(720, 250)
+    loader = {**measured().loader, "open": 0.04, "decode video": 0.04}
+    small = recipe(tmp_path)
+    folder = f"data.train={{use: folder, path: {videos}}}"
+    for changed, listed in {"": tmp_path / "manifest.csv", folder: videos}.items():
+        found = recipe(tmp_path, *[changed] * bool(changed))
+        lines = advice(
+            measured(loader=loader),
+            found,
+            device="cuda",
+            dataset=Rows(30),
+            source=slow,
+            available=16,
+        )
+        proposed = [line.partition(": ")[0] for line in lines if line.startswith("mmssl data")]
+        assert len(proposed) == 2
+        for line in lines:
+            if not line.startswith("mmssl data"):
+                continue
+            command, _, rest = line.partition(", then ")
+            mmssl_, data, verb, source, *_ = shlex.split(command)
+            assert (mmssl_, data, source) == ("mmssl", "data", str(listed))
+            assert verb in ("transcode", "shard")
+            override = shlex.split(rest[: rest.index("}'") + 2])[0]
+            (tmp_path / "DIR").mkdir(exist_ok=True)
+            (tmp_path / "DIR" / "manifest.csv").write_text("path\na.mp4\n")
+            named = override.replace("DIR", str(tmp_path / "DIR"))
+            assert recipe(tmp_path, named).data.train.use in ("manifest", "shards")
+    nowhere = recipe(tmp_path, "data.train={use: synthetic, videos: 4}")
+    lines = advice(
+        measured(loader=loader), nowhere, device="cuda", dataset=Rows(4), source=slow, available=16
+    )
+    assert "mmssl data" not in "".join(lines)
+    assert small.data.train.use == "manifest"
 
 
 def test_advice(tmp_path: Path) -> None:

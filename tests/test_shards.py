@@ -537,7 +537,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, folder: Path) -> None:
         self.sent = 0
-        self.fail = 0
+        self.fail = self.refuse = 0
         self.hang = 0.0
         super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -550,7 +550,18 @@ class Server(http.server.ThreadingHTTPServer):
 class Handler(http.server.SimpleHTTPRequestHandler):
     server: Server
 
+    def do_HEAD(self) -> None:
+        if self.server.refuse:
+            self.server.refuse -= 1
+            self.send_error(503)
+            return
+        super().do_HEAD()
+
     def do_GET(self) -> None:
+        if self.server.refuse:
+            self.server.refuse -= 1
+            self.send_error(503)
+            return
         path = Path(self.translate_path(self.path))
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         time.sleep(self.server.hang)
@@ -746,3 +757,74 @@ def test_grouping(tmp_path: Path) -> None:
     }
     expected = [key for key, endings in keys.items() if {"mp4", "jpg"} & set(endings)]
     assert [data.sample(i).id for i in range(len(data))] == [f"a.tar/{key}" for key in expected]
+
+
+def test_odd_values_of_a_stranger_cost_no_sample(tmp_path: Path) -> None:
+    odd = {
+        "end": b'{"start": 5, "end": 2}',
+        "minus": b'{"label": -1}',
+        "float": b'{"label": 1.0}',
+        "key": b'{"a\\nb": 1}',
+        "half": b'{"\\ud800": 1}',
+        "digits": b'{"label": ' + b"9" * 3000 + b"}",
+        "deep": b"[" * 200_000,
+    }
+    members = {}
+    for name, text in odd.items():
+        members |= {f"{name}.mp4": name.encode(), f"{name}.json": text}
+    write_tar(tmp_path / "a.tar", members)
+    data, said = Shards(path=str(tmp_path / "a.tar")), Said()
+    data.materialise(said)
+    assert [media_of(data, i).decode() for i in range(len(data))] == list(odd)[:-1]
+    assert (data.sample(0).start, data.sample(0).end) == (5, None)
+    assert data.labels().tolist() == [IGNORE] * 6
+    assert len(said.lines) == 5
+
+
+def test_two_samples_of_one_name(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"k.mp4": b"first"})
+    write_tar(tmp_path / "a.tar", {"k.mp4": b"second"}, mode="a")
+    same = b'{"id": "3"}'
+    write_tar(tmp_path / "b.tar", {"x.mp4": b"x", "x.json": same, "y.mp4": b"y", "y.json": same})
+    data = Shards(path=str(tmp_path / "a.tar"))
+    assert [media_of(data, i) for i in range(len(data))] == [b"second"]
+    data, said = Shards(path=str(tmp_path / "b.tar")), Said()
+    data.materialise(said)
+    assert [media_of(data, i) for i in range(len(data))] == [b"x", b"y"]
+    assert data.sample(0).id == "3" != data.sample(1).id
+    assert said.lines == [f"{tmp_path}/b.tar: y: another sample has its id"]
+
+
+def test_a_finished_folder_that_lost_a_shard(videos: Path, tmp_path: Path) -> None:
+    folder = packed(videos, tmp_path / "s")
+    whole = contents(folder)
+    (folder / "shard-00001.tar").unlink()
+    assert contents(packed(videos, folder)) == whole
+    os.truncate(folder / "shard-00002.tar", 1000)
+    assert contents(packed(videos, folder)) == whole
+
+
+def test_a_folder_that_is_half_packed_is_refused(videos: Path, tmp_path: Path) -> None:
+    folder = packed(videos, tmp_path / "s")
+    (folder / "index.csv").unlink()
+    (folder / ".shard-00000.jsonl").touch()
+    with pytest.raises(UserError, match="packing was not finished; run the same command"):
+        len(Shards(path=str(folder)))
+
+
+def test_a_whole_file_is_asked_for_again(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "web" / "a.bin").write_bytes(bytes(range(200)))
+    server.refuse = 2
+    with open_url(f"{server.url}/a.bin", None) as file:
+        assert file.read() == bytes(range(200))
+    server.refuse = 9
+    with pytest.raises(OSError, match="503"), open_url(f"{server.url}/a.bin", None):
+        pass
+
+
+def test_a_remote_shard_that_changed_is_listed_again(tmp_path: Path, server: Server) -> None:
+    """By nothing but the server's word for when it was changed."""
+    for name, when in [("1.mp4", 1_000_000_000), ("2.mp4", 1_000_000_100)]:
+        shard = write_tar(tmp_path / "web" / "a.tar", {name: b"x"})
+        os.utime(shard, (when, when))
+        assert Shards(path=f"{server.url}/a.tar").sample(0).id == f"a.tar/{name[0]}"

@@ -2,14 +2,20 @@
 
 import csv
 import errno
+import functools
+import http.server
 import json
 import os
+import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import av
+import fsspec
 import numpy as np
 import pytest
 from media_files import click_times, clicks, number_of, write
@@ -272,9 +278,205 @@ def test_of_a_folder_and_anew_only_what_has_changed(tmp_path: Path) -> None:
     assert (second["a"] != first["a"], second["b"] == first["b"]) == (True, True)
     third = run(32)
     assert all(third[name] != second[name] for name in third)
-    next((tmp_path / "out" / "files").rglob("b-*.mp4")).write_bytes(b"half")
+    assert {size for _, size in sizes(tmp_path / "out")} == {32, 48}, "none is overwritten"
+    listed = Manifest(path=tmp_path / "out" / "manifest.csv")
+    Path(listed.sample(1).media or "").write_bytes(b"half")
     fourth = run(32)
     assert (fourth["a"] == third["a"], fourth["b"] != third["b"]) == (True, True)
+
+
+def sizes(out: Path) -> list[tuple[str, int]]:
+    """Name and short side of every copy."""
+    found = []
+    for path in sorted((out / "files").rglob("*.mp4")):
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            found.append((path.name, min(stream.width, stream.height)))
+    return found
+
+
+def test_names_of_any_letters(tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    make(videos / f"{chr(0x1D4D7) * 60}.mp4", frames=3, sound=None)
+    assert run_here(videos, tmp_path / "out") == 0
+    assert len(rows_of(tmp_path / "out" / "manifest.csv")) == 1
+
+
+def test_a_url_that_failed_or_changed_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = fsspec.filesystem("memory")
+    (tmp_path / "list.csv").write_text("path\nmemory://away/a.mp4\n")
+    assert run_here(tmp_path / "list.csv", tmp_path / "out") == 1
+    copies = []
+    for number in (3, 5):
+        video = make(tmp_path / f"{number}.mp4", frames=number, sound=None)
+        store.pipe_file("/away/a.mp4", video.read_bytes())
+        assert run_here(tmp_path / "list.csv", tmp_path / "out") == 0, capsys.readouterr().err
+        (row,) = rows_of(tmp_path / "out" / "manifest.csv")
+        copies.append(len(shown(tmp_path / "out" / row["path"])))
+    assert copies == [3, 5]
+    store.rm("/away", recursive=True)
+
+
+def numbers(manifest: Path) -> list[int]:
+    """How many frames each of its files has."""
+    return [len(shown(manifest.parent / row["path"])) for row in rows_of(manifest)]
+
+
+def test_other_settings_leave_the_old_copies_until_their_manifest_is_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "the out"
+    videos.mkdir()
+    for name in "ab":
+        make(videos / f"{name}.mp4", frames=10, sound=None)
+    assert run_here(videos, out, short_side=48) == 0
+    manifest = out / "manifest.csv"
+    old, text = [out / row["path"] for row in rows_of(manifest)], manifest.read_text()
+    data = [path.read_bytes() for path in old]
+    assert "older copies" not in capsys.readouterr().out
+
+    def ends_in_the_middle(sample: Sample, *more: Any) -> str:
+        if sample.id == "b.mp4":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return transcode(sample, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mmssl_media.transcode.transcode", ends_in_the_middle)
+        with pytest.raises(UserError, match="No space left"):
+            run_here(videos, out, short_side=32, workers=1)
+    assert len(list(out.rglob("*.mp4"))) == 3
+    assert (manifest.read_text(), [path.read_bytes() for path in old]) == (text, data)
+
+    capsys.readouterr()
+    assert run_here(videos, out, short_side=32) == 0
+    assert [path.read_bytes() for path in old] == data
+    new = [out / row["path"] for row in rows_of(manifest)]
+    assert not set(new) & set(old)
+    # What it says how to remove is what is not used, and no more.
+    said = capsys.readouterr().out
+    assert "2 older copies (0.0 MB) are not in the manifest" in said
+    command_line = next(line for line in said.splitlines() if "xargs" in line).partition(": ")[2]
+    subprocess.run(["bash", "-c", command_line], check=True)
+    assert set(out.rglob("*.mp4")) == set(new)
+    assert run_here(videos, out, short_side=32) == 0
+    assert not (out / "unused.txt").exists()
+    assert "older copies" not in capsys.readouterr().out
+
+
+def test_a_manifest_is_kept_when_nothing_can_be_copied(tmp_path: Path) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    path = make(videos / "a.mp4", frames=5, sound=None)
+    assert run_here(videos, out) == 0
+    text = (out / "manifest.csv").read_text()
+    path.write_bytes(b"no video, this")
+    assert run_here(videos, out) == 1
+    assert (out / "manifest.csv").read_text() == text
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a folder, or fails."""
+
+    daemon_threads = True
+    down = False
+    asked = 0
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    server: Server
+
+    def do_HEAD(self) -> None:
+        self.server.asked += 1
+        self.send_error(503) if self.server.down else super().do_HEAD()
+
+    def do_GET(self) -> None:
+        self.send_error(503) if self.server.down else super().do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "web").mkdir()
+    handler = functools.partial(Handler, directory=str(tmp_path / "web"))
+    server = Server(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_url_that_failed_is_tried_again_and_one_that_changed_is_copied_anew(
+    tmp_path: Path, server: Server
+) -> None:
+    source, manifest = tmp_path / "list.csv", tmp_path / "out" / "manifest.csv"
+    url = f"http://127.0.0.1:{server.server_port}/a.mp4"
+    source.write_text(f"path,end\n{url},\n{url},0.3\n")
+    path = make(tmp_path / "web" / "a.mp4", frames=10, sound=None)
+    os.utime(path, (1e9, 1e9))  # HTTP's times are whole seconds
+    server.down = True
+    assert run_here(source, tmp_path / "out", workers=1) == 1
+    assert not manifest.exists()
+    server.down = False
+    assert run_here(source, tmp_path / "out", workers=1) == 0
+    assert numbers(manifest) == [10, 10]
+    copy = tmp_path / "out" / rows_of(manifest)[0]["path"]
+    written = copy.stat().st_mtime_ns
+    assert run_here(source, tmp_path / "out", workers=1) == 0
+    assert copy.stat().st_mtime_ns == written
+    # Of the same size, so that only its time tells.
+    size = path.stat().st_size
+    make(path, frames=7, sound=None)
+    path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+    assert path.stat().st_size == size
+    os.utime(path, (2e9, 2e9))
+    assert run_here(source, tmp_path / "out", workers=1) == 0
+    assert numbers(manifest) == [7, 7]
+    # While it cannot be reached it is left out, and nothing is forgotten.
+    text = manifest.read_text()
+    server.down = True
+    assert run_here(source, tmp_path / "out", workers=1) == 1
+    assert manifest.read_text() == text
+    server.down = False
+    written = copy.stat().st_mtime_ns
+    assert run_here(source, tmp_path / "out", workers=1) == 0
+    assert copy.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("letter", ["a", "\u00e9", "\U00020000"])
+def test_long_names(letter: str, tmp_path: Path) -> None:
+    """As long as file systems allow, in bytes; cut between letters."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    name = letter * (250 // len(letter.encode()))
+    make(tmp_path / "a.mp4", frames=3, sound=None).rename(videos / f"{name}.mp4")
+    assert run_here(videos, tmp_path / "out") == 0
+    (row,) = rows_of(tmp_path / "out" / "manifest.csv")
+    assert row["id"] == f"{name}.mp4"
+    stem = Path(row["path"]).name.rpartition("-")[0]
+    assert stem == letter * (100 // len(letter.encode()))
+
+
+def test_every_row_is_parsed_at_most_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To copy and to list; the first one once more, for its columns."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in range(3):
+        make(videos / f"{number}.mp4", frames=3, sound=None)
+    parsed: list[int] = []
+    original = Folder.sample
+
+    def counted(self: Folder, index: int) -> Sample:
+        parsed.append(index)
+        return original(self, index)
+
+    monkeypatch.setattr(Folder, "sample", counted)
+    assert run_here(videos, tmp_path / "out") == 0
+    assert sorted(parsed) == [0, 0, 0, 1, 1, 2, 2]
 
 
 def test_killed_and_started_again(tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ _BLOCK = 1 << 20
 # end, and sound and pictures side by side between.
 _KEPT = 16
 
+# How file systems call what changes with a file: HTTP's is "Last-Modified".
+_MARKS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "Last-Modified", "updated")
+
 # Seconds to wait before asking once more: a busy network is no reason to skip a sample.
 _PAUSES = (0.2, 1.0)
 
@@ -39,7 +42,7 @@ def open_url(url: str, span: tuple[int, int] | None) -> Iterator[Any]:
     # Found anew in every process: connections do not survive a fork.
     system, path = fsspec.core.url_to_fs(url)
     if span is None:
-        size = _persistently(lambda: system.size(path), url)
+        size = persistently(lambda: system.size(path), url)
         if size is None:
             raise OSError(f"{url}: the server does not say how long it is")
         span = 0, int(size)
@@ -153,13 +156,32 @@ class RemotePart(Part):
         return data
 
 
+def state_of(url: str) -> list[str]:
+    """What tells whether a remote file is the same as before: its size, and what dates it.
+
+    Empty where it cannot be asked for.
+    """
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        return version_of(system.info(path))
+    except BadMedia:  # out of time
+        raise
+    except Exception:  # each store's package has errors of its own; reading will say what is wrong
+        return []
+
+
+def version_of(info: dict[str, Any]) -> list[str]:
+    """The same, from what an fsspec file system says of a file."""
+    return [str(info.get("size", "")), *(str(info.get(mark, "")) for mark in _MARKS)]
+
+
 def fetch(system: Any, path: str, first: int, count: int) -> bytes:
     """So many bytes of a remote file.
 
     Raises:
         OSError: they cannot be fetched, or the file ends before.
     """
-    data = _persistently(lambda: system.cat_file(path, start=first, end=first + count), path)
+    data = persistently(lambda: system.cat_file(path, start=first, end=first + count), path)
     if len(data) > count:
         raise OSError(f"{path}: the server does not give parts of files")
     if len(data) < count:
@@ -167,7 +189,7 @@ def fetch(system: Any, path: str, first: int, count: int) -> bytes:
     return data
 
 
-def _persistently(ask: Callable[[], T], path: str) -> T:
+def persistently(ask: Callable[[], T], path: str) -> T:
     """What a remote file system answers, asked up to three times.
 
     Raises:
@@ -176,12 +198,17 @@ def _persistently(ask: Callable[[], T], path: str) -> T:
     for pause in (*_PAUSES, None):
         try:
             return ask()
-        except (FileNotFoundError, PermissionError, BadMedia):  # the last: out of time
+        except BadMedia:  # out of time
             raise
         # Each store's package has errors of its own, which are no OSError.
         except Exception as error:
+            # HTTP's says of whatever went wrong that there is no such file.
+            found = error.__cause__ or error
+            missing = isinstance(found, FileNotFoundError) or getattr(found, "status", 0) == 404
+            if missing or isinstance(found, PermissionError):
+                raise
             if pause is None:
-                reason = str(error) or type(error).__name__
+                reason = str(found) or type(found).__name__
                 raise OSError(f"{path}: {reason}") from error
             time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")

@@ -1,6 +1,8 @@
 """What to change, computed from where the time goes."""
 
 import math
+import os
+import shlex
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -115,7 +117,7 @@ def _for_reading(found: Profile, recipe: Recipe, dataset: Dataset, source: Sourc
     whole = sum(found.loader.values())
     share = {part: seconds / whole for part, seconds in found.loader.items()}
     train = recipe.data.train
-    listed = str(train.parameters.get("path", "MANIFEST"))
+    listed = _listed(str(train.parameters.get("path", "")))
     sides = [
         int(spec.parameters["short_side"])
         for spec in recipe.modalities.values()
@@ -132,9 +134,13 @@ def _for_reading(found: Profile, recipe: Recipe, dataset: Dataset, source: Sourc
         lines.append(
             (
                 decoding,
-                f"mmssl data transcode {listed} -o DIR --short-side {side} --gop 12, then "
-                f"data.train.path=DIR/manifest.csv: {decoding:.0%} of reading is seeking, "
-                f"decoding and converting, of {' and '.join(what)}",
+                _command(
+                    f"mmssl data transcode {listed} -o DIR --short-side {side} --gop 12",
+                    "{use: manifest, path: DIR/manifest.csv}",
+                    listed,
+                )
+                + f"{decoding:.0%} of reading is seeking, decoding and converting, of "
+                f"{' and '.join(what)}",
             )
         )
     elif decoding > _WORTH:
@@ -149,8 +155,8 @@ def _for_reading(found: Profile, recipe: Recipe, dataset: Dataset, source: Sourc
         lines.append(
             (
                 share["open"],
-                f"mmssl data shard {listed} -o DIR: {share['open']:.0%} of reading is opening "
-                "files; shards are read in order",
+                _command(f"mmssl data shard {listed} -o DIR", "{use: shards, path: DIR}", listed)
+                + f"{share['open']:.0%} of reading is opening files; shards are read in order",
             )
         )
     if share["audio"] > _WORTH:
@@ -170,6 +176,17 @@ def _for_reading(found: Profile, recipe: Recipe, dataset: Dataset, source: Sourc
             )
         )
     return [text for _, text in sorted(lines, reverse=True)]
+
+
+def _listed(path: str) -> str:
+    """What the data commands take for a dataset's files; empty where there is no such thing."""
+    index = os.path.join(path, "index.csv")  # shards are listed there
+    return shlex.quote(index if os.path.isfile(index) else path) if os.path.exists(path) else ""
+
+
+def _command(line: str, dataset: str, listed: str) -> str:
+    """A command, and how the recipe then names what it made."""
+    return f"{line}, then data.train={shlex.quote(dataset)}: " if listed else ""
 
 
 def _for_training(found: Profile, recipe: Recipe, device: str) -> list[str]:

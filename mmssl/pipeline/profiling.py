@@ -41,7 +41,8 @@ _REHEARSED = 16_384
 _WARM_UP = 3
 
 # What lies ready when the clock starts is no speed of the loader: batches are made ahead by no
-# more than keeps its processes busy, and as many steps are not counted.
+# more than keeps its processes busy, as many steps are not counted, and where training is the
+# faster side what is ready then is thrown away.
 _PREFETCH = 2
 
 # What reading and steps call their parts, by the name in the table.
@@ -90,13 +91,25 @@ class Profile:
 
     @property
     def loader_rate(self) -> float:
-        """Clips per second that the loader's processes could read, were training never slower."""
+        """Clips per second that the loader's processes read beside training, if never held up.
+
+        Training's threads were computing meanwhile: where both share cores, as on a CPU, a loader
+        that has them to itself is faster.
+        """
         return self._parallel / max(sum(self.loader.values()), 1e-9)
 
     @property
     def device_rate(self) -> float:
-        """Clips per second that training could take, did it never wait for data."""
+        """Clips per second that training could take, did it never wait for data.
+
+        Measured beside the loader's processes, as it runs.
+        """
         return 1 / max(sum(self.device.values()), 1e-9)
+
+    @property
+    def too_short(self) -> bool:
+        """Whether training took clips faster than they are read, which lasts for some steps only."""
+        return 1 / self.wall > 1.1 * self.loader_rate
 
     @property
     def _parallel(self) -> int:
@@ -131,11 +144,12 @@ class Profile:
 
     def summary(self) -> str:
         """One line."""
+        beside = " beside training" if self.workers else ""
         return (
             f"measured: {1 / self.wall:.1f} clips/s over {self.steps} steps of "
             f"{self.clips // self.steps} clips, {self._waited} of the time waiting for data; "
-            f"the loader alone could read {self.loader_rate:.1f}, training alone take "
-            f"{self.device_rate:.1f}"
+            f"the loader could read {self.loader_rate:.1f}{beside}, training that never waits "
+            f"take {self.device_rate:.1f}"
         )
 
 
@@ -226,18 +240,25 @@ class _Rehearsal(TrainingRound):
 def _measure(training: Pretraining, rows: int, steps: int, progress: Progress) -> Profile:
     size, count = len(training.datasets["train"]), training.settings.batch_size
     workers = training.loader.workers
-    ahead = _WARM_UP + training.loader.prefetch * workers
+    ready = training.loader.prefetch * workers
+    ahead = _WARM_UP + ready
     balanced_over = [np.resize(labels, size) for labels in training.objective.balanced_over()]
     plan = training.plan(1)
     read: Counter[str] = Counter()
     trained: dict[str, float] = defaultdict(float)
+    reading = computing = 0.0  # in the steps that are not counted
     waited = spent = 0.0
     unreadable: list[Unreadable] = []
     training.train_mode()
-    batches = training.batches(ahead + steps, balanced_over)
+    batches = training.batches(ahead + ready + steps, balanced_over)
     title = f"measuring {steps} steps after {ahead}"
     with closing(batches), progress.task(title, ahead + steps) as advance:
         for number in range(ahead + steps):
+            # Training is faster, so that it would use up what is ready, and then wait. Where the
+            # loader is faster it stays ready.
+            if number == ahead and reading > computing * workers:
+                for _ in range(ready):
+                    next(batches)
             began = time.perf_counter()
             loaded = next(batches)
             arrived = time.perf_counter()
@@ -257,6 +278,9 @@ def _measure(training: Pretraining, rows: int, steps: int, progress: Progress) -
                 read.update(loaded.seconds)
                 for name, seconds in parts.items():
                     trained[name] += seconds
+            elif number >= _WARM_UP:
+                reading += sum(loaded.seconds.values())
+                computing += time.perf_counter() - arrived
             advance()
     clips = steps * count
     loader = dict.fromkeys([*LOADER_PARTS.values(), OTHER_READING], 0.0)

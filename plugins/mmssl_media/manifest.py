@@ -283,8 +283,8 @@ class Listed(Dataset):
         if not offset and not size:
             return
         for column, text in zip(_SPAN_COLUMNS, (offset, size), strict=True):
-            if not (text.isascii() and text.isdigit()):
-                self._fail(line, f"{column}: {text!r} is not a number of bytes")
+            if not (text.isascii() and text.isdigit() and len(text) < 19):
+                self._fail(line, f"{column}: {text[:40]!r} is not a number of bytes")
         if not path or not own:
             missing = "an id" if path else "a path"
             self._fail(line, f"offset: the row is a part of an archive, and needs {missing}")

@@ -30,7 +30,7 @@ from mmssl.training.checkpoints import write_atomically
 from mmssl.training.progress import Progress
 from mmssl_media.listing import Unfit, kind_of, look
 from mmssl_media.manifest import Listed
-from mmssl_media.shards import INDEX, MEDIA
+from mmssl_media.shards import INDEX, MEDIA, STATE
 
 #: The list of what could not be packed.
 UNREADABLE = "unreadable.csv"
@@ -82,6 +82,9 @@ def pack(packing: Packing, progress: Progress) -> tuple[int, list[tuple[str, str
     total = len(packing.dataset)
     with _claimed(packing), _full_disk_is_told(packing.folder):
         index = packing.folder / INDEX
+        if (damaged := _damaged(packing.folder)) is not None:
+            progress.say(f"{damaged} is not as it was written: packing anew")
+            index.unlink()
         if index.is_file():
             progress.say(f"{index} is there already: nothing to do")
         else:
@@ -104,6 +107,23 @@ def pack(packing: Packing, progress: Progress) -> tuple[int, list[tuple[str, str
         return count, _unreadable(packing.folder)
 
 
+def _damaged(folder: Path) -> Path | None:
+    """A shard that is missing, or shorter than the finished index says."""
+    if not (folder / INDEX).is_file():
+        return None
+    ends: dict[str, int] = {}
+    with open(folder / INDEX, encoding="utf-8", newline="") as text:
+        for row in csv.DictReader(text):
+            if row["path"]:
+                end = int(row["offset"]) + int(row["size"])
+                ends[row["path"]] = max(end, ends.get(row["path"], 0))
+    for name, end in ends.items():
+        shard = folder / name
+        if not shard.is_file() or shard.stat().st_size < end:
+            return shard
+    return None
+
+
 @contextmanager
 def _claimed(packing: Packing) -> Iterator[None]:
     """Hold the folder, for this list and these settings alone."""
@@ -115,15 +135,13 @@ def _claimed(packing: Packing) -> Iterator[None]:
         "shuffle": packing.seed,
     }
     folder = packing.folder
-    state = folder / ".shards.json"
+    state = folder / STATE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not state.is_file():
-            if any(not path.name.startswith(".") for path in folder.iterdir()):
-                raise UserError(f"-o {folder}: is not empty; choose a new folder")
-            text = json.dumps(settings)
-            write_atomically(state, lambda temporary: temporary.write_text(text))
-        lock = open(state, "r+", encoding="utf-8")  # noqa: SIM115 - closed below
+        if not state.is_file() and any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise UserError(f"-o {folder}: is not empty; choose a new folder")
+        # Not replaced when it is written: two that begin at once must lock the same file.
+        lock = open(os.open(state, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")  # noqa: SIM115 - closed below
     except OSError as error:
         raise UserError(f"-o {folder}: cannot be written ({error.strerror})") from None
     with lock:
@@ -131,7 +149,16 @@ def _claimed(packing: Packing) -> Iterator[None]:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UserError(f"-o {folder}: another process is packing there") from None
-        found = json.loads(lock.read())
+        text = lock.read()
+        try:
+            found = json.loads(text)
+        except ValueError:  # new, or a process was killed while it wrote this
+            found = settings
+            lock.seek(0)
+            lock.truncate()
+            lock.write(json.dumps(settings))
+            lock.flush()
+            os.fsync(lock.fileno())
         if found != settings:
             changed = next(name for name in settings if found.get(name) != settings[name])
             was = "" if changed == "list" else f", {found.get(changed)}"

@@ -31,7 +31,7 @@ import fsspec
 from pydantic import AfterValidator, Field
 
 from mmssl.cli.terminal import Terminal
-from mmssl.data.remote import RemotePart, check_protocol
+from mmssl.data.remote import RemotePart, check_protocol, persistently, version_of
 from mmssl.errors import UserError
 from mmssl.training.checkpoints import write_atomically
 from mmssl.training.progress import Progress
@@ -41,6 +41,12 @@ from mmssl_media.synthetic import cache_folder
 
 #: The list that lies beside shards which this project wrote.
 INDEX = "index.csv"
+
+#: For which list and with which settings they were packed.
+STATE = ".shards.json"
+
+#: What is known of each shard while others are still to be packed.
+PART = re.compile(r"\.shard-\d+\.jsonl")
 
 #: In a sample's ``.json``, the member that holds its media where that is not one of its own:
 #: another sample's file, of which this one is another span of time; empty where there is none.
@@ -172,6 +178,8 @@ def _tars_in(base: str) -> list[str]:
         found = os.listdir(base)
         if INDEX in found:
             return [INDEX]
+        if any(PART.fullmatch(name) for name in found):
+            raise UserError(f"{base}: packing was not finished; run the same command to go on")
     else:
         raise UserError(f"{base}: no such folder, and no .tar")
     zipped = [name for name in found if _COMPRESSED.search(name)]
@@ -279,6 +287,7 @@ def _listed(base: str, names: list[str], progress: Progress) -> tuple[Path, list
         raise UserError(f"{_join(base, names[0])}: no media files in it, nor in other shards")
 
     def write(temporary: Path) -> None:
+        seen: set[int] = set()  # hashes, of 60 bytes each
         with open(temporary, "w", encoding="utf-8", newline="") as text:
             writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
             writer.writeheader()
@@ -287,7 +296,12 @@ def _listed(base: str, names: list[str], progress: Progress) -> tuple[Path, list
                     next(lines)
                     for line in lines:
                         key, row = json.loads(line)
-                        writer.writerow({"path": name, "id": f"{shortened}/{key}", **row})
+                        row = {"path": name, "id": f"{shortened}/{key}", **row}
+                        if hash(row["id"]) in seen:
+                            found.append(f"{_join(base, name)}: {key}: another sample has its id")
+                            row["id"] = f"{row['id']} at byte {row['offset']}"
+                        seen.add(hash(row["id"]))
+                        writer.writerow(row)
 
     _write_cached(whole, write)
     _write_cached(
@@ -323,9 +337,8 @@ class _Archive:
         try:
             if "://" in name:
                 self._system, self._path = fsspec.core.url_to_fs(name)
-                info = self._system.info(self._path)
-                marks = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated")
-                version = [str(info.get(mark, "")) for mark in marks]
+                info = persistently(lambda: self._system.info(self._path), name)
+                version = version_of(info)
                 self.size = int(info["size"] or 0)
             else:
                 local = os.stat(name)
@@ -396,7 +409,7 @@ def rows_in(archive: _Archive, notes: list[str]) -> Iterator[tuple[str, dict[str
             name = f"{archive.name}: {printable(key)}"
             try:
                 row = _row(found, file, media) if found else None
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 notes.append(f"{name}: is passed over, as its .json is none ({error})")
                 continue
             if row is None:
@@ -405,6 +418,11 @@ def rows_in(archive: _Archive, notes: list[str]) -> Iterator[tuple[str, dict[str
             for column in ("start", "end"):
                 if row.get(column) and not _is_time(row[column]):
                     notes.append(f"{name}: {column} {row.pop(column)!r} is no time in seconds")
+            if row.get("end") and float(row["end"]) <= float(row.get("start") or 0):
+                notes.append(f"{name}: end {row.pop('end')} is not after its start")
+            label = row.get("label", "")
+            if re.fullmatch(r"[-+.\d]+", label) and not re.fullmatch(r"\d{1,6}", label):
+                notes.append(f"{name}: label {row.pop('label')[:40]} is no class's index")
             yield printable(key), row
     if without:
         notes.append(f"{archive.name}: {without:,} files belong to no media and are passed over")
@@ -448,6 +466,8 @@ def _row(group: list[_Member], file: IO[bytes], media: dict[str, _Member]) -> di
     Raises:
         ValueError: its ``.json`` is none.
     """
+    # As who unpacks it sees it: of two members of one name, the last.
+    group = list({member.name: member for member in group}.values())
     by_ending = {split_name(member.name)[1]: member for member in group}
 
     def text_of(ending: str) -> str:
@@ -464,7 +484,7 @@ def _row(group: list[_Member], file: IO[bytes], media: dict[str, _Member]) -> di
     if text := text_of("json"):
         entries = json.loads(text)
         if isinstance(entries, dict):
-            row |= {name: _in_one_line(_plain(value)) for name, value in entries.items()}
+            row |= {_in_one_line(k): _in_one_line(_plain(v)) for k, v in entries.items()}
     found = next((m for kind in KINDS for m in group if kind_of(m.name) == kind), None)
     referred = row.pop(MEDIA, None)
     if referred is not None:

@@ -87,7 +87,9 @@ def transcode(sample: Sample, folder: Path, name: str, settings: Settings) -> st
         if is_image(pictures.container.format.name) or not _has_video(pictures):
             if not has_sound and not pictures.container.streams.video:
                 raise BadMedia("neither video nor sound in it")
-            name = name.removesuffix(".mp4") + ("" if sample.span else Path(sample.media).suffix)
+            ending = Path(sample.media).suffix
+            short = len(ending) <= 10 and ending[1:].isascii() and ending[1:].isalnum()
+            name = name.removesuffix(".mp4") + (ending if short and not sample.span else "")
             write_atomically(folder / name, lambda path: _copy_bytes(sample, path))
         else:
             write_atomically(

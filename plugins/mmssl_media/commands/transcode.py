@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,9 @@ _NAMED = 20
 # Files, and clips of each, by which the speed-up is measured.
 _SAMPLED = 20
 _CLIPS = 3
+
+# The list of copies that the manifest does not name, beside it.
+_UNUSED = "unused.txt"
 
 # What is wrong with the place of the copies and not with a file.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
@@ -56,8 +60,9 @@ def transcode(
     """Copy media files so that training reads them fast, and list the copies in a manifest.
 
     Ids, labels and times stay; sizes and codecs that the manifest tells become the copies'. Started
-    again after a kill, it goes on; copies of files that have changed, or made with other settings,
-    are made anew. Files that cannot be copied are named and left out; the exit code is 1 then.
+    again after a kill, it goes on; files that have changed are copied anew. Copies with other
+    settings do not replace those that are there: what is not in the new manifest is listed in
+    unused.txt. Files that cannot be copied are named and left out; the exit code is 1 then.
 
     Examples:
       mmssl data transcode manifest.csv -o small --short-side 256 --gop 12
@@ -79,11 +84,11 @@ def transcode(
         with open_journal(output / ".journal", "transcode 1") as journal:
             job = _Job(data, output, settings, journal)
             job.remove_leftovers()
-            failures = _copy(job, terminal, workers or cores(), time_limit)
-            copied, bad = _write(job, failures, terminal)
-            if copied:
-                _report(job, terminal)
-            return 1 if bad or not copied else 0
+            failures, spans = _copy(job, terminal, workers or cores(), time_limit)
+            written = _write(job, failures, spans, terminal)
+            if written.rows:
+                _report(job, written, terminal)
+            return 1 if written.bad or not written.rows else 0
     except KeyboardInterrupt:
         print(
             f"mmssl: interrupted; nothing is lost: run the same command to go on in {output}",
@@ -145,100 +150,134 @@ class _Job:
         Raises:
             Unfit: there is no such file.
         """
+        from mmssl.data.remote import state_of
         from mmssl_media.listing import look
 
         assert sample.media is not None
-        state = [0, 0]
-        if "://" not in sample.media:
+        if "://" in sample.media:
+            state: list[Any] = [state_of(sample.media)]
+        else:
             found = look(sample.media)
             state = [found.st_size, found.st_mtime_ns]
         return [*state, asdict(self.settings)]
 
     def known(self, sample: "Sample") -> dict[str, Any] | None:
-        """What the journal says of the file as it is, if that still holds.
+        """What the journal says of the file, if that still holds.
+
+        Of a URL it is what was true when it was asked for last: here nothing is asked for.
 
         Raises:
             Unfit: there is no such file.
         """
-        state = self.state(sample)
+        assert sample.media is not None
         entry: dict[str, Any] | None = self.journal.get(_key(sample), None)
-        if entry is None or entry["state"] != state:
-            return None
-        if "bad" not in entry:
-            copy = self.output / entry["path"]
-            if not copy.is_file() or copy.stat().st_size != entry["bytes"]:
+        if "://" not in sample.media:
+            state = self.state(sample)
+            if entry is None or entry["state"] != state:
                 return None
+            if "bad" in entry:
+                return entry
+        elif entry is None or "bad" in entry or entry["state"][-1] != asdict(self.settings):
+            return None
+        copy = self.output / entry["path"]
+        if not copy.is_file() or copy.stat().st_size != entry["bytes"]:
+            return None
         return entry
 
     def remove_leftovers(self) -> None:
         """What processes that were killed had begun to write."""
         for leftover in (self.output / "files").glob("*/.*.tmp"):
             leftover.unlink(missing_ok=True)
+        # Soon it is not true any more, and somebody may remove what it names.
+        (self.output / _UNUSED).unlink(missing_ok=True)
 
 
 def _key(sample: "Sample") -> str:
     return json.dumps([sample.media, sample.span])
 
 
-def _name(sample: "Sample") -> str:
-    """Folder and name of a copy, without ending: short, legible, and no other file's."""
-    digest = hashlib.blake2b(_key(sample).encode("utf-8", "surrogateescape"), digest_size=8)
-    stem = re.sub(r"[^\w.-]+", "_", Path(sample.media or "").stem)[:60]
+def _name(sample: "Sample", settings: "Settings") -> str:
+    """Folder and name of a copy, without ending: short, legible, and no other copy's.
+
+    Copies with other settings have other names: the manifest that is there stays true until it is
+    replaced.
+    """
+    key = json.dumps([_key(sample), asdict(settings)])
+    digest = hashlib.blake2b(key.encode(), digest_size=8)
+    stem = re.sub(r"[^\w.-]+", "_", Path(sample.media or "").stem)
+    stem = stem.encode("utf-8", "ignore")[:100].decode("utf-8", "ignore")
     name = digest.hexdigest()
     return f"files/{name[:2]}/{stem}-{name[2:]}"
 
 
-def _copy(job: _Job, terminal: "Terminal", workers: int, seconds: float) -> dict[str, str]:
-    """Make the copies that are missing; return why some failed that are not in the journal.
+def _copy(
+    job: _Job, terminal: "Terminal", workers: int, seconds: float
+) -> tuple[dict[str, str], bool]:
+    """Make the copies that are missing.
 
-    Those took too long or ended their process. That may be the machine's fault, so that the next
-    start tries them again.
+    Returns:
+        Why some failed that are not in the journal: they took too long, ended their process, or
+        lie behind a URL. That may be the machine's fault, or the network's, so that the next
+        start tries them again. And whether any sample is a part of its file.
     """
     from mmssl.errors import UserError
     from mmssl_media.listing import Unfit
     from mmssl_media.parallel import Failed, in_processes
 
-    todo: list[int] = []
-    seen: set[int] = set()  # hashes: keys would be some 200 bytes longer
-    with terminal.task("looking", total=len(job.data)) as advance:
-        for row, sample in enumerate(job.samples()):
-            advance()
-            if sample.media is None or hash(_key(sample)) in seen:
-                continue
-            seen.add(hash(_key(sample)))
-            try:
-                if job.known(sample) is None:
-                    todo.append(row)
-            except Unfit:
-                continue
-
-    def work(item: tuple[int, list[Any]]) -> dict[str, Any]:
-        return _copy_one(job, job.data.sample(item[0]))
-
-    def items() -> Iterator[tuple[int, list[Any]]]:
-        for row in todo:
-            try:
-                yield row, job.state(job.data.sample(row))
-            except Unfit:
-                continue  # it has gone meanwhile
-
     failures: dict[str, str] = {}
+    spans = False
     bad = 0
-    results = in_processes(work, items(), workers=workers, seconds=seconds)
-    with closing(results), terminal.task("copying", total=len(todo)) as advance:
-        for (row, state), found in results:
-            key = _key(job.data.sample(row))
-            if not isinstance(found, Failed):
-                if "disk" in found:
-                    raise UserError(f"{job.output}: cannot be written: {found['disk']}")
-                job.journal.add(key, {"state": state, **found})
-            elif found.cause == "media":
-                job.journal.add(key, {"state": state, "bad": found.reason})
-            else:
-                failures[key] = found.reason
-            bad += isinstance(found, Failed)
-            advance(bad=f"{bad:,}")
-    return failures
+
+    def items() -> Iterator[_Item]:
+        nonlocal spans
+        seen: set[int] = set()  # hashes: keys would be some 200 bytes longer
+        for sample in job.samples():
+            spans = spans or bool(sample.start or sample.end)
+            key = _key(sample)
+            if sample.media is not None and hash(key) not in seen:
+                seen.add(hash(key))
+                try:
+                    entry = job.known(sample)
+                    if "://" in sample.media:  # the network is slow: processes ask side by side
+                        yield sample, None, entry
+                        continue
+                    if entry is None:
+                        yield sample, job.state(sample), None
+                        continue
+                except Unfit:
+                    pass
+            advance()
+
+    def work(item: _Item) -> dict[str, Any]:
+        sample, state, entry = item
+        if state is None:
+            state = job.state(sample)
+            if entry is not None and entry["state"] == state:
+                return entry
+        return {"state": state, **_copy_one(job, sample)}
+
+    with terminal.task("copying", total=len(job.data)) as advance:
+        results = in_processes(work, items(), workers=workers, seconds=seconds)
+        with closing(results):
+            for (sample, state, entry), found in results:
+                key = _key(sample)
+                if not isinstance(found, Failed):
+                    if "disk" in found:
+                        raise UserError(f"{job.output}: cannot be written: {found['disk']}")
+                    if found != entry:
+                        job.journal.add(key, found)
+                elif found.cause == "media" and state is not None:
+                    job.journal.add(key, {"state": state, "bad": found.reason})
+                else:
+                    failures[key] = found.reason
+                bad += isinstance(found, Failed)
+                advance(bad=f"{bad:,}")
+    return failures, spans
+
+
+# A sample, the state of its file (None of a URL, which is not known yet), and what the journal
+# says of a URL.
+_Item = tuple["Sample", list[Any] | None, dict[str, Any] | None]
 
 
 def _copy_one(job: _Job, sample: "Sample") -> dict[str, Any]:
@@ -249,7 +288,7 @@ def _copy_one(job: _Job, sample: "Sample") -> dict[str, Any]:
     from mmssl_media.probe import probe
     from mmssl_media.transcode import transcode
 
-    folder, name = os.path.split(_name(sample))
+    folder, name = os.path.split(_name(sample, job.settings))
     try:
         file = transcode(sample, job.output / folder, name, job.settings)
     except (av.FFmpegError, OSError) as error:
@@ -273,36 +312,72 @@ def _size(sample: "Sample") -> int:
     return 0 if "://" in sample.media else os.path.getsize(sample.media)
 
 
-def _write(job: _Job, failures: dict[str, str], terminal: "Terminal") -> tuple[int, int]:
-    """The manifest; how many rows are in it, and how many are not."""
+@dataclass
+class _Written:
+    """What stands in the manifest, counted while it is written.
+
+    Attributes:
+        rows: in the manifest.
+        bad: rows that are not.
+        before: bytes of the originals, as far as their size is known.
+        after: bytes of the copies.
+        names: hashes of the copies' paths.
+        pairs: some originals and their copies.
+    """
+
+    rows: int = 0
+    bad: int = 0
+    before: int = 0
+    after: int = 0
+    names: set[int] = field(default_factory=set)
+    pairs: list[tuple["Sample", "Sample"]] = field(default_factory=list)
+
+
+class _NothingToList(Exception):
+    """No row could be copied: the manifest that may be there is kept."""
+
+
+def _write(job: _Job, failures: dict[str, str], spans: bool, terminal: "Terminal") -> _Written:
+    """Replace the manifest, unless nothing could be copied."""
+    from mmssl import Sample
     from mmssl.training.checkpoints import write_atomically
     from mmssl_media.listing import printable
     from mmssl_media.probe import COLUMNS
 
     fields = list(job.data.sample(0).fields)
     labelled = bool(job.data.classes)
-    spans = any(sample.start or sample.end for sample in job.samples())
     header = ["id", "path", *["label"] * labelled, *["start", "end"] * spans, *fields]
-    copied = bad = 0
+    every = max(1, len(job.data) // _SAMPLED)
+    written = _Written()
     named: list[str] = []
 
+    def count(row: int, sample: "Sample", entry: dict[str, Any]) -> None:
+        if not entry["path"] or hash(entry["path"]) in written.names:
+            return
+        written.names.add(hash(entry["path"]))
+        written.before += entry["before"]
+        written.after += entry["bytes"]
+        if len(written.pairs) < _SAMPLED and row >= len(written.pairs) * every:
+            copy = Sample(sample.id, str(job.output / entry["path"]), sample.start, sample.end)
+            written.pairs.append((sample, copy))
+
     def write(path: Path) -> None:
-        nonlocal copied, bad
         with (
             open(path, "w", encoding="utf-8", newline="") as file,
             terminal.task("writing", total=len(job.data)) as advance,
         ):
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(header)
-            for sample in job.samples():
+            for row, sample in enumerate(job.samples()):
                 advance()
                 entry = _outcome(job, sample, failures)
                 if "bad" in entry:
-                    bad += 1
-                    if bad <= _NAMED:
+                    written.bad += 1
+                    if written.bad <= _NAMED:
                         named.append(f"{printable(sample.id)}: {printable(entry['bad'])}")
                     continue
-                copied += 1
+                written.rows += 1
+                count(row, sample, entry)
                 values = [sample.id, entry["path"]]
                 if labelled:
                     values.append("" if sample.label is None else job.data.classes[sample.label])
@@ -314,20 +389,23 @@ def _write(job: _Job, failures: dict[str, str], terminal: "Terminal") -> tuple[i
                     now = {**entry["header"], "bytes": str(entry["bytes"])}
                     said |= {name: now.get(name, "") for name in COLUMNS if name in said}
                 writer.writerow([*values, *(said[name] for name in fields)])
+        if not written.rows:
+            raise _NothingToList
 
     manifest = job.output / "manifest.csv"
-    write_atomically(manifest, write)
+    with suppress(_NothingToList):
+        write_atomically(manifest, write)
     for line in named:
         print(f"left out: {line}", file=sys.stderr)
-    if bad > len(named):
-        print(f"... and {bad - len(named):,} more", file=sys.stderr)
-    out = f"; {bad:,} left out" if bad else ""
-    if copied:
-        terminal.say(f"{copied:,} rows in {manifest}{out}")
+    if written.bad > len(named):
+        print(f"... and {written.bad - len(named):,} more", file=sys.stderr)
+    out = f"; {written.bad:,} left out" if written.bad else ""
+    if written.rows:
+        terminal.say(f"{written.rows:,} rows in {manifest}{out}")
     else:
-        manifest.unlink()
-        terminal.say(f"none of {bad:,} rows could be copied")
-    return copied, bad
+        kept = f"; {manifest} is as it was before" if manifest.exists() else ""
+        terminal.say(f"none of {written.bad:,} rows could be copied{kept}")
+    return written
 
 
 def _outcome(job: _Job, sample: "Sample", failures: dict[str, str]) -> dict[str, Any]:
@@ -343,35 +421,15 @@ def _outcome(job: _Job, sample: "Sample", failures: dict[str, str]) -> dict[str,
         return {"bad": unfit.reason}
 
 
-def _report(job: _Job, terminal: "Terminal") -> None:
-    """Sizes before and after, and how fast clips are read from some of the files."""
-    from mmssl import Sample
-    from mmssl_media.listing import Unfit
-
-    before = after = 0
-    seen: set[int] = set()
-    pairs: list[tuple[Sample, Sample]] = []
-    every = max(1, len(job.data) // _SAMPLED)
-    for row, sample in enumerate(job.samples()):
-        key = hash(_key(sample))
-        if sample.media is None or key in seen:
-            continue
-        seen.add(key)
-        try:
-            entry = job.known(sample)
-        except Unfit:
-            continue
-        if entry is None or "bad" in entry:
-            continue
-        before += entry["before"]
-        after += entry["bytes"]
-        if len(pairs) < _SAMPLED and row >= len(pairs) * every:
-            copy = Sample(sample.id, str(job.output / entry["path"]), sample.start, sample.end)
-            pairs.append((sample, copy))
-    if not pairs:
+def _report(job: _Job, written: _Written, terminal: "Terminal") -> None:
+    """What is not used any more, sizes before and after, and how fast some files are read."""
+    _list_unused(job, written, terminal)
+    if not (pairs := written.pairs):
         return
-    share = f" ({after / before:.0%})" if before else ""
-    terminal.say(f"{before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB after{share}")
+    share = f" ({written.after / written.before:.0%})" if written.before else ""
+    terminal.say(
+        f"{written.before / 1e6:,.1f} MB before, {written.after / 1e6:,.1f} MB after{share}"
+    )
     slow, fast = _speeds(pairs, job.settings.short_side, terminal)
     if slow and fast:
         terminal.say(
@@ -379,6 +437,38 @@ def _report(job: _Job, terminal: "Terminal") -> None:
             f"{fast / slow:.1f} times as many (8 frames and 2 s of sound, {_CLIPS} clips of each "
             f"of {len(pairs)} files, from memory where the machine keeps them)"
         )
+
+
+def _list_unused(job: _Job, written: _Written, terminal: "Terminal") -> None:
+    """Name the copies that the manifest does not name; a run may still be reading them."""
+    from mmssl.training.checkpoints import write_atomically
+
+    unused = size = 0
+
+    def write(path: Path) -> None:
+        nonlocal unused, size
+        with (
+            open(path, "w", encoding="utf-8") as out,
+            terminal.task("looking for copies that are not used", total=None) as advance,
+        ):
+            for folder in sorted((job.output / "files").glob("??")):
+                for file in sorted(folder.iterdir()):
+                    name = str(file.relative_to(job.output))
+                    if hash(name) not in written.names:
+                        unused, size = unused + 1, size + file.stat().st_size
+                        out.write(f"{name}\n")
+                    advance()
+
+    listed = job.output / _UNUSED
+    write_atomically(listed, write)
+    if not unused:
+        listed.unlink()
+        return
+    remove = f"(cd {shlex.quote(str(job.output))} && xargs -d '\\n' rm -- < {_UNUSED})"
+    terminal.say(
+        f"{unused:,} older copies ({size / 1e6:,.1f} MB) are not in the manifest; when no run "
+        f"reads them any more: {remove}"
+    )
 
 
 def _speeds(
