@@ -252,8 +252,9 @@ def loader_batches(
 def labeledvideo_batches(
     kind: Kind, listed: Path, *, count: int, batch: int, workers: int
 ) -> Batches:
-    # It ends after one clip a file, so files are listed as often as clips are wanted.
-    paths = itertools.islice(itertools.cycle(paths_of(listed)), count * batch)
+    # It ends after one clip a file, so files are listed as often as clips are wanted; and each
+    # process has its part of them, which may end in less than a batch.
+    paths = itertools.islice(itertools.cycle(paths_of(listed)), (count + workers) * batch)
     clips = LabeledVideoDataset(
         [(path, {}) for path in paths],
         RandomClipSampler(kind.seconds),
@@ -356,7 +357,7 @@ def of_batches(
     for _ in range(warm):
         next(batches)
     began, seen = time.perf_counter(), 0
-    for tensors in batches:
+    for tensors in itertools.islice(batches, count):
         assert tensors["video"].shape == (batch, 3, kind.frames, CROP, CROP)
         assert tensors["audio"].shape == (batch, *kind.audio_shape)
         assert tensors["video"].dtype == tensors["audio"].dtype == torch.float32

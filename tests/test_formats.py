@@ -175,6 +175,8 @@ def test_parts_of_archives_in_a_list(tmp_path: Path) -> None:
         ("id,path,offset\nx,a,1\n", r"a\.csv:1: a column 'offset' without a column 'size'"),
         ("id,path,offset,size\nx,a,1,-2\n", r"a\.csv:2: size: '-2' is not a number of bytes"),
         ("id,path,offset,size\nx,a,1,\n", r"a\.csv:2: size: '' is not a number"),
+        (f"id,path,offset,size\nx,a,{'9' * 5000},1\n", r"a\.csv:2: offset: '9+' is not a number"),
+        (f"path,label\nx,{'9' * 5000}\n", r"a\.csv: label: 9+ is too large for a class's index"),
         ("path,offset,size\na,1,2\n", r"a\.csv:2: offset: the row is a part .* needs an id"),
         ("id,path,offset,size\nx,,1,2\n", r"a\.csv:2: offset: the row is a part .* needs a path"),
         ("path\nnosuch://x/y\n", "nosuch://x/y: there is no protocol 'nosuch'"),

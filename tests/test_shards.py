@@ -129,7 +129,8 @@ def test_what_is_written(videos: Path, tmp_path: Path) -> None:
         entries = json.load(tar.extractfile(names[1]))  # type: ignore[arg-type]
     assert entries == {"id": source.sample(5).id, "label": "b"}
     assert sorted(contents(folder)) == [
-        ".shards.json", "index.csv", "shard-00000.tar", "shard-00001.tar", "shard-00002.tar",
+        ".shards.json", ".written.json", "index.csv",
+        "shard-00000.tar", "shard-00001.tar", "shard-00002.tar",
     ]  # fmt: skip
     assert contents(packed(videos, tmp_path / "again")) == contents(folder)
 
@@ -165,6 +166,7 @@ def test_without_its_index_a_shard_says_the_same(tmp_path: Path) -> None:
     indexed = Shards(path=str(folder))
     expected = [indexed.sample(row) for row in range(5)]
     (folder / "index.csv").unlink()
+    (folder / ".shards.json").unlink()
     scanned = Shards(path=str(folder))
     assert [scanned.sample(row) for row in range(5)] == expected
     assert scanned.classes == indexed.classes == listed.classes
@@ -261,6 +263,81 @@ def test_the_command(videos: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("cut", [None, 1000, -1])
+def test_a_shard_that_is_missing_or_cut_is_written_again(
+    videos: Path, tmp_path: Path, cut: int | None
+) -> None:
+    folder = packed(videos, tmp_path / "shards")
+    whole, kept = contents(folder), (folder / "shard-00000.tar").stat().st_mtime_ns
+    shard = folder / "shard-00001.tar"
+    if cut is None:
+        shard.unlink()
+    else:
+        os.truncate(shard, cut % shard.stat().st_size)
+    packed(videos, folder)
+    assert contents(folder) == whole
+    assert (folder / "shard-00000.tar").stat().st_mtime_ns == kept
+
+
+def test_a_file_that_was_mended_is_packed(videos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "later.mp4"
+    rows = [*map(str, sorted(videos.rglob("*.mp4"))), str(file)]
+    (tmp_path / "list.csv").write_text("path\n" + "\n".join(rows))
+    folder = packed(tmp_path / "list.csv", tmp_path / "shards")
+    assert "no such file" in (folder / "unreadable.csv").read_text()
+    file.write_bytes(b"here")
+    packed(tmp_path / "list.csv", folder)
+    assert media_of(Shards(path=str(folder)), 12) == b"here"
+    assert contents(folder) == contents(packed(tmp_path / "list.csv", tmp_path / "new"))
+
+
+def test_a_half_packed_folder_is_refused(videos: Path, tmp_path: Path) -> None:
+    folder = packed(videos, tmp_path / "shards")
+    (folder / "index.csv").unlink()
+    for path in (str(folder), f"file://{folder}"):
+        with pytest.raises(UserError, match="packing was not finished; run the same command"):
+            len(Shards(path=path))
+
+
+def test_two_that_begin_at_once(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other begins while this process looks whether the folder is empty."""
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from mmssl_media.folder import Folder\n"
+        "from mmssl_media.packing import Packing, _claimed\n"
+        f"packing = Packing(Folder(path=Path({str(videos)!r})), Path('shards'), 5, None, None)\n"
+        "with _claimed(packing):\n    print('in', flush=True)\n    sys.stdin.read()\n"
+    )
+    others: list[subprocess.Popen[str]] = []
+    iterdir = Path.iterdir
+
+    def looked(path: Path) -> Iterator[Path]:
+        found = list(iterdir(path))
+        monkeypatch.setattr(Path, "iterdir", iterdir)
+        command = [sys.executable, "-c", program]
+        pipe = subprocess.PIPE
+        other = subprocess.Popen(
+            command, cwd=tmp_path, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+        )
+        others.append(other)
+        inside.append(other.stdout.readline() == "in\n")  # type: ignore[union-attr]
+        return iter(found)
+
+    inside: list[bool] = []
+    refused = ""
+    monkeypatch.setattr(Path, "iterdir", looked)
+    try:
+        packed(videos, tmp_path / "shards")
+        inside.append(True)
+    except UserError as error:
+        refused = str(error)
+    _, said = others[0].communicate()
+    assert inside.count(True) == 1
+    assert "another process is packing there" in (refused or said)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -305,15 +382,14 @@ def test_killed_and_started_again(videos: Path, tmp_path: Path) -> None:
     arguments = ["data", "shard", "list.csv", "--samples", "300"]
     assert mmssl(*arguments, "-o", "whole", cwd=tmp_path).returncode == 0
     out = tmp_path / "out"
-    kills = 0
     for shards in (1, 7):
         started = Started(*arguments, "-o", "out", cwd=tmp_path)
         temporary = f".shard-{shards:05d}.tar.*"
         started.wait_until(lambda t=temporary: any(out.glob(t)))  # type: ignore[misc]
         started.kill()
-        kills += 1
         assert not (out / "index.csv").exists()
-    assert kills == 2
+        finished = len(list(out.glob("shard-*.tar")))
+        assert shards <= finished < 10, "killed in the middle"
     kept = (out / "shard-00000.tar").stat().st_mtime_ns
     assert mmssl(*arguments, "-o", "out", cwd=tmp_path).returncode == 0
     assert contents(out) == contents(tmp_path / "whole")
@@ -413,6 +489,73 @@ def test_odd_members_of_a_stranger(tmp_path: Path) -> None:
     assert len(said.lines) == 2
     assert said.lines[0] == f"{tmp_path}/a.tar: b: start '00:01:02' is no time in seconds"
     assert said.lines[1].startswith(f"{tmp_path}/a.tar: d: is passed over, as its .json is none")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("json", b'{"start": 5, "end": 2}', "end '2' is not after start"),
+        ("json", b'{"label": -1}', "label '-1' is no class's index"),
+        ("json", b'{"label": 1.0}', ""),
+        ("json", b'{"id": null}', ""),
+        ("json", b'{"a\\nb": 1}', "is no name of a field"),
+        ("json", b'{"\\ud800": 1}', "is no name of a field"),
+        ("json", b"[" * 200_000, "is passed over, as its .json is none"),
+        ("cls", b"9" * 5000, "is no class's index"),
+        ("cls", b"1e3", "is no class's index"),
+    ],
+)
+def test_an_odd_value_of_a_stranger(tmp_path: Path, name: str, text: bytes, said: str) -> None:
+    members = {"a.mp4": b"a", f"a.{name}": text, "b.mp4": b"b", "b.cls": b"0"}
+    write_tar(tmp_path / "a.tar", members)
+    data, listener = Shards(path=str(tmp_path / "a.tar")), Said()
+    data.materialise(listener)
+    kept = [b"b"] if "passed over" in said else [b"a", b"b"]
+    assert [media_of(data, i) for i in range(len(data))] == kept
+    label = 1 if b"1.0" in text else IGNORE
+    assert data.labels().tolist() == [label, 0][-len(kept) :]
+    assert len(listener.lines) == bool(said)
+    for line in listener.lines:
+        assert line.startswith(f"{tmp_path}/a.tar: a: ")
+        assert said in line
+
+
+def test_names_that_come_twice(tmp_path: Path) -> None:
+    same = b'{"id": "3"}'
+    write_tar(tmp_path / "s" / "a.tar", {"k.mp4": b"old", "k.cls": b"dog", "x.mp4": b"x"})
+    write_tar(tmp_path / "s" / "a.tar", {"k.mp4": b"new"}, mode="a")
+    write_tar(tmp_path / "s" / "b.tar", {"y.mp4": b"y", "y.json": same})
+    write_tar(tmp_path / "s" / "c.tar", {"z.mp4": b"z", "z.json": same})
+    data, said = Shards(path=str(tmp_path / "s")), Said()
+    data.materialise(said)
+    found = {data.sample(i).id: media_of(data, i) for i in range(len(data))}
+    assert found == {"a.tar/x": b"x", "a.tar/k": b"new", "3": b"y", "c.tar/z": b"z"}
+    assert data.labels().tolist() == [IGNORE, 0, IGNORE, IGNORE]
+    assert said.lines == [
+        f"{tmp_path}/s/a.tar: k: is there more than once; the last is used",
+        f"{tmp_path}/s/c.tar: z: another sample has its id '3', too; it is called c.tar/z",
+    ]
+    with pytest.raises(UserError, match=r"/s/a\.tar: a\.tar/k: label: 'dog' is not among"):
+        len(Shards(path=str(tmp_path / "s"), classes=["cat"]))
+
+
+def test_a_shard_that_is_still_written_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mmssl_media.shards as module
+
+    path = write_tar(tmp_path / "a.tar", {"a.mp4": b"1"})
+    rows_in = module.rows_in
+
+    def growing(archive: Any, notes: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+        yield from rows_in(archive, notes)
+        with open(path, "ab") as tar:
+            tar.write(bytes(512))
+
+    monkeypatch.setattr(module, "rows_in", growing)
+    with pytest.raises(UserError, match=r"a\.tar: changes while it is read"):
+        len(Shards(path=str(path)))
+    assert not list((tmp_path / "cache").rglob("*.jsonl"))
 
 
 def test_what_webdataset_writes(videos: Path, tmp_path: Path) -> None:
@@ -537,8 +680,9 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, folder: Path) -> None:
         self.sent = 0
-        self.fail = self.refuse = 0
+        self.fail = 0
         self.hang = 0.0
+        self.whole = False
         super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -551,19 +695,16 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     server: Server
 
     def do_HEAD(self) -> None:
-        if self.server.refuse:
-            self.server.refuse -= 1
+        if self.server.fail:
+            self.server.fail -= 1
             self.send_error(503)
             return
         super().do_HEAD()
 
     def do_GET(self) -> None:
-        if self.server.refuse:
-            self.server.refuse -= 1
-            self.send_error(503)
-            return
         path = Path(self.translate_path(self.path))
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        asked = None if self.server.whole else asked
         time.sleep(self.server.hang)
         if self.server.fail:
             self.server.fail -= 1
@@ -659,6 +800,60 @@ def test_a_server_that_fails_for_a_moment(tmp_path: Path, server: Server) -> Non
         pass
     with open_url(url, (150, 100)) as file, pytest.raises(OSError, match="ends at byte 200"):
         file.read()
+
+
+def test_a_whole_file_is_asked_for_again(tmp_path: Path, server: Server) -> None:
+    write_tar(tmp_path / "web" / "a.tar", {"a.mp4": b"1"})
+    url = f"{server.url}/a.tar"
+    server.fail = 4  # each time by HEAD, then by GET
+    with open_url(url, None) as file:
+        assert len(file.read()) == (tmp_path / "web" / "a.tar").stat().st_size
+    server.fail = 4
+    assert len(Shards(path=url)) == 1
+    server.fail = 99
+    with pytest.raises(OSError, match="503"), open_url(url, None):
+        pass
+    for path in (url, f"{server.url}/"):
+        with pytest.raises(UserError, match="503"):
+            len(Shards(path=path))
+
+
+def test_what_changed_on_a_server_without_etags(
+    videos: Path, tmp_path: Path, server: Server
+) -> None:
+    for name, when in (("1.mp4", 1_000_000_000), ("2.mp4", 1_000_000_100)):
+        shard = write_tar(tmp_path / "web" / "a.tar", {name: b"x"})
+        os.utime(shard, (when, when))
+        assert Shards(path=f"{server.url}/a.tar").sample(0).id == f"a.tar/{name[0]}"
+    index = packed(videos, tmp_path / "web" / "s") / "index.csv"
+    for name in ("a/00.mp4", "A/00.mp4"):
+        index.write_text(index.read_text().replace("a/00.mp4", name))
+        os.utime(index, (1_000_000_000 + ord(name[0]),) * 2)
+        assert Shards(path=f"{server.url}/s/").sample(0).id == name
+
+
+def test_a_server_that_sends_whole_files(videos: Path, tmp_path: Path, server: Server) -> None:
+    packed(videos, tmp_path / "web" / "s")
+    write_tar(tmp_path / "web" / "a.tar", {"a.mp4": bytes(1 << 16)})
+    server.whole = True
+    for path in (f"{server.url}/s/", f"{server.url}/a.tar"):
+        with pytest.raises(UserError, match="does not give parts of files"):
+            Shards(path=path).materialise(Silent())
+
+
+def test_shards_are_looked_at_together(tmp_path: Path, server: Server) -> None:
+    class Watched(Silent):
+        def task(self, title: str, total: int, done: int = 0) -> Any:
+            titles.append((title, total))
+            return super().task(title, total, done)
+
+    titles: list[tuple[str, int]] = []
+    for number in range(3):
+        write_tar(tmp_path / "web" / f"{number}.tar", {"a.mp4": b"1"})
+    data = Shards(path=f"{server.url}/{{0..2}}.tar")
+    data.materialise(Watched())
+    assert [data.sample(i).id for i in range(3)] == [f"{i}.tar/a" for i in range(3)]
+    assert titles == [("looking at shards", 3), ("listing shards", 3)]
 
 
 def test_a_server_that_does_not_answer(tmp_path: Path, server: Server) -> None:
@@ -757,74 +952,3 @@ def test_grouping(tmp_path: Path) -> None:
     }
     expected = [key for key, endings in keys.items() if {"mp4", "jpg"} & set(endings)]
     assert [data.sample(i).id for i in range(len(data))] == [f"a.tar/{key}" for key in expected]
-
-
-def test_odd_values_of_a_stranger_cost_no_sample(tmp_path: Path) -> None:
-    odd = {
-        "end": b'{"start": 5, "end": 2}',
-        "minus": b'{"label": -1}',
-        "float": b'{"label": 1.0}',
-        "key": b'{"a\\nb": 1}',
-        "half": b'{"\\ud800": 1}',
-        "digits": b'{"label": ' + b"9" * 3000 + b"}",
-        "deep": b"[" * 200_000,
-    }
-    members = {}
-    for name, text in odd.items():
-        members |= {f"{name}.mp4": name.encode(), f"{name}.json": text}
-    write_tar(tmp_path / "a.tar", members)
-    data, said = Shards(path=str(tmp_path / "a.tar")), Said()
-    data.materialise(said)
-    assert [media_of(data, i).decode() for i in range(len(data))] == list(odd)[:-1]
-    assert (data.sample(0).start, data.sample(0).end) == (5, None)
-    assert data.labels().tolist() == [IGNORE] * 6
-    assert len(said.lines) == 5
-
-
-def test_two_samples_of_one_name(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", {"k.mp4": b"first"})
-    write_tar(tmp_path / "a.tar", {"k.mp4": b"second"}, mode="a")
-    same = b'{"id": "3"}'
-    write_tar(tmp_path / "b.tar", {"x.mp4": b"x", "x.json": same, "y.mp4": b"y", "y.json": same})
-    data = Shards(path=str(tmp_path / "a.tar"))
-    assert [media_of(data, i) for i in range(len(data))] == [b"second"]
-    data, said = Shards(path=str(tmp_path / "b.tar")), Said()
-    data.materialise(said)
-    assert [media_of(data, i) for i in range(len(data))] == [b"x", b"y"]
-    assert data.sample(0).id == "3" != data.sample(1).id
-    assert said.lines == [f"{tmp_path}/b.tar: y: another sample has its id"]
-
-
-def test_a_finished_folder_that_lost_a_shard(videos: Path, tmp_path: Path) -> None:
-    folder = packed(videos, tmp_path / "s")
-    whole = contents(folder)
-    (folder / "shard-00001.tar").unlink()
-    assert contents(packed(videos, folder)) == whole
-    os.truncate(folder / "shard-00002.tar", 1000)
-    assert contents(packed(videos, folder)) == whole
-
-
-def test_a_folder_that_is_half_packed_is_refused(videos: Path, tmp_path: Path) -> None:
-    folder = packed(videos, tmp_path / "s")
-    (folder / "index.csv").unlink()
-    (folder / ".shard-00000.jsonl").touch()
-    with pytest.raises(UserError, match="packing was not finished; run the same command"):
-        len(Shards(path=str(folder)))
-
-
-def test_a_whole_file_is_asked_for_again(tmp_path: Path, server: Server) -> None:
-    (tmp_path / "web" / "a.bin").write_bytes(bytes(range(200)))
-    server.refuse = 2
-    with open_url(f"{server.url}/a.bin", None) as file:
-        assert file.read() == bytes(range(200))
-    server.refuse = 9
-    with pytest.raises(OSError, match="503"), open_url(f"{server.url}/a.bin", None):
-        pass
-
-
-def test_a_remote_shard_that_changed_is_listed_again(tmp_path: Path, server: Server) -> None:
-    """By nothing but the server's word for when it was changed."""
-    for name, when in [("1.mp4", 1_000_000_000), ("2.mp4", 1_000_000_100)]:
-        shard = write_tar(tmp_path / "web" / "a.tar", {name: b"x"})
-        os.utime(shard, (when, when))
-        assert Shards(path=f"{server.url}/a.tar").sample(0).id == f"a.tar/{name[0]}"

@@ -1,6 +1,7 @@
 """Files behind a URL, and parts of them, as seekable files."""
 
 import io
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
+from mmssl.contracts import Sample
 from mmssl.errors import BadMedia, UserError
 
 T = TypeVar("T")
@@ -50,6 +52,29 @@ def open_url(url: str, span: tuple[int, int] | None) -> Iterator[Any]:
         yield part
 
 
+@contextmanager
+def open_bytes(sample: Sample) -> Iterator[tuple[Any, int]]:
+    """A sample's bytes, and no others, as a seekable file, and how many there are.
+
+    Args:
+        sample: with a media file: local or remote, whole or a part of an archive.
+
+    Raises:
+        OSError: it is not there, cannot be reached, or ends before the sample does.
+    """
+    path, span = sample.media or "", sample.span
+    with open_url(path, span) if "://" in path else open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if "://" in path or span is None:
+            yield file, size
+            return
+        first, count = span
+        if first + count > size:
+            raise OSError(f"{path} ends at byte {size}, before the sample does")
+        yield Part(file, first, count), count
+
+
 def check_protocol(url: str) -> None:
     """Refuse a URL that nothing here can open.
 
@@ -65,6 +90,36 @@ def check_protocol(url: str) -> None:
             raise UserError(f"{url}: cannot be opened ({error}): pip install {package}") from None
         except ValueError:
             raise UserError(f"{url}: there is no protocol {protocol!r}") from None
+
+
+def check_parts(url: str) -> None:
+    """Refuse a web server that sends whole files whatever is asked for; it is not made to send one.
+
+    Raises:
+        UserError: it does, or does not answer.
+    """
+    system, path = fsspec.core.url_to_fs(url)
+    if "http" not in system.protocol:
+        return  # the protocols of other stores know parts of files
+
+    def ask() -> bool:
+        with system.open(path, cache_type="none") as file:
+            try:
+                file.seek(1)
+                file.read(1)
+            except ValueError:  # the answer is not read on
+                return False
+        return True
+
+    try:
+        gives = persistently(ask, url)
+    except OSError as error:
+        raise UserError(str(error)) from None
+    if not gives:
+        raise UserError(
+            f"{url}: the server does not give parts of files (Range requests), so every sample "
+            "would fetch a whole shard; use another server, or copy the shards"
+        )
 
 
 class Part(io.RawIOBase):
@@ -193,7 +248,8 @@ def persistently(ask: Callable[[], T], path: str) -> T:
     """What a remote file system answers, asked up to three times.
 
     Raises:
-        OSError: it does not answer, or that there is no such file.
+        FileNotFoundError: there is no such file.
+        OSError: it does not answer; with the reason.
     """
     for pause in (*_PAUSES, None):
         try:

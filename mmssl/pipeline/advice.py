@@ -79,6 +79,11 @@ def advice(
         available: cores.
     """
     waits = found.waiting / found.wall
+    if waits <= _WAITS and found.too_short:
+        return [
+            f"too few steps to tell: training took {1 / found.wall:.1f} clips/s, some of which lay "
+            f"ready, as the loader reads {found.loader_rate:.1f}; take --steps {4 * found.steps}"
+        ]
     if waits <= _WAITS:
         lines = [
             f"bound by training: it waits for data for {waits:.0%} of its time; a faster loader "
@@ -117,7 +122,9 @@ def _for_reading(found: Profile, recipe: Recipe, dataset: Dataset, source: Sourc
     whole = sum(found.loader.values())
     share = {part: seconds / whole for part, seconds in found.loader.items()}
     train = recipe.data.train
-    listed = _listed(str(train.parameters.get("path", "")))
+    listed = _listed(train.use, str(train.parameters.get("path", "")))
+    if train.parameters.get("root"):  # the commands cannot be told where a list's files are
+        listed = ""
     sides = [
         int(spec.parameters["short_side"])
         for spec in recipe.modalities.values()
@@ -135,7 +142,7 @@ def _for_reading(found: Profile, recipe: Recipe, dataset: Dataset, source: Sourc
             (
                 decoding,
                 _command(
-                    f"mmssl data transcode {listed} -o DIR --short-side {side} --gop 12",
+                    f"mmssl data transcode {listed} -o DIR --short-side {side + side % 2} --gop 12",
                     "{use: manifest, path: DIR/manifest.csv}",
                     listed,
                 )
@@ -178,10 +185,11 @@ def _for_reading(found: Profile, recipe: Recipe, dataset: Dataset, source: Sourc
     return [text for _, text in sorted(lines, reverse=True)]
 
 
-def _listed(path: str) -> str:
+def _listed(use: str, path: str) -> str:
     """What the data commands take for a dataset's files; empty where there is no such thing."""
-    index = os.path.join(path, "index.csv")  # shards are listed there
-    return shlex.quote(index if os.path.isfile(index) else path) if os.path.exists(path) else ""
+    if use == "shards":  # those that others wrote have no list
+        path = os.path.join(path, "index.csv")
+    return shlex.quote(path) if os.path.exists(path) else ""
 
 
 def _command(line: str, dataset: str, listed: str) -> str:

@@ -108,7 +108,7 @@ class Profile:
 
     @property
     def too_short(self) -> bool:
-        """Whether training took clips faster than they are read, which lasts for some steps only."""
+        """Whether training took clips faster than they are read, as it can for some steps."""
         return 1 / self.wall > 1.1 * self.loader_rate
 
     @property

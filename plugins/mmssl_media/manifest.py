@@ -335,9 +335,11 @@ class Listed(Dataset):
         if self._given is not None:
             classes = list(self._given)
         elif names and all(name.isascii() and name.isdigit() for name in names):
-            count = max(int(name) for name in names) + 1
-            if count > _MOST_CLASSES:
-                raise UserError(f"{self.path}: label: {count - 1} is too large for a class's index")
+            if wrong := next((name for name in names if not is_index(name)), None):
+                raise UserError(
+                    f"{self.path}: label: {wrong[:40]} is too large for a class's index"
+                )
+            count = max(map(int, names)) + 1
             classes = [str(number) for number in range(count)]
             names = [str(int(name)) for name in names]
         elif names and all(map(_is_number, names)):
@@ -490,6 +492,12 @@ def _located(root: str, path: str) -> str:
 def _identity(own: str, path: str, start: str, end: str) -> str:
     """The id of a row: its own if it has one, else its path, and its times if it has any."""
     return own or (f"{path}#{start}-{end}" if start or end else path)
+
+
+def is_index(text: str) -> bool:
+    """Whether text is a class's number."""
+    digits = text.isascii() and text.isdigit()
+    return digits and len(text) < 100 and len(text.lstrip("0")) < len(str(_MOST_CLASSES))
 
 
 def _is_number(text: str) -> bool:

@@ -6,16 +6,18 @@
     index.csv             the list of all samples; the last thing that is written
     unreadable.csv        the samples whose files could not be read, with reasons
     .shards.json          what is packed and how; who comes with anything else is refused
-    .shard-00000.jsonl    until the index is written: what is in a finished shard
+    .written.json         once all is done: rows, size and unreadable files of every shard
+    .shard-00000.jsonl    until then: the same of a finished shard, and its part of the index
 """
 
 import csv
 import errno
 import fcntl
+import itertools
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mmssl import Sample, UserError
-from mmssl.data.remote import open_url
+from mmssl.data.remote import open_bytes
 from mmssl.data.sampling import Permutation
 from mmssl.training.checkpoints import write_atomically
 from mmssl.training.progress import Progress
@@ -34,6 +36,8 @@ from mmssl_media.shards import INDEX, MEDIA, STATE
 
 #: The list of what could not be packed.
 UNREADABLE = "unreadable.csv"
+
+_WRITTEN = ".written.json"
 
 _VERSION = 1
 _BLOCK = 1 << 20
@@ -68,7 +72,7 @@ class _Unreadable(Exception):
 
 
 def pack(packing: Packing, progress: Progress) -> tuple[int, list[tuple[str, str]]]:
-    """Write the shards that are missing, and the index.
+    """Write the shards that are missing or cut, or have lacked files that are there now.
 
     A sample whose file cannot be read keeps its row, so that rows mean the same as in the
     dataset, and has no bytes there.
@@ -79,49 +83,39 @@ def pack(packing: Packing, progress: Progress) -> tuple[int, list[tuple[str, str
     Raises:
         UserError: the folder belongs to something else, is in use, or is full.
     """
-    total = len(packing.dataset)
-    with _claimed(packing), _full_disk_is_told(packing.folder):
-        index = packing.folder / INDEX
-        if (damaged := _damaged(packing.folder)) is not None:
-            progress.say(f"{damaged} is not as it was written: packing anew")
-            index.unlink()
+    folder, total = packing.folder, len(packing.dataset)
+    with _claimed(packing), _full_disk_is_told(folder):
+        index = folder / INDEX
         if index.is_file():
-            progress.say(f"{index} is there already: nothing to do")
-        else:
-            parts, row, written = _finished_parts(packing.folder)
+            again = _to_pack_again(packing)
+            for name, why in again.items():
+                progress.say(f"{name} {why}: it is packed again")
+            if again:
+                _take_apart(folder, again)
+            else:
+                progress.say(f"{index} is there already: nothing to do")
+        if not index.is_file():
+            parts, row, written = _finished_parts(folder)
             with progress.task("packing", total, row) as advance:
                 while row < total:
-                    part = _part_path(packing.folder, len(parts))
+                    part = _part_path(folder, len(parts))
                     before = written
 
                     def tell(bytes_: int, before: int = before) -> None:
                         advance(written=size_in_words(before + bytes_))
 
-                    row = _write_shard(packing, part, row, tell)
+                    if (kept := _header_of(part, row)) is not None:
+                        advance(kept["end"] - row)
+                        row = kept["end"]
+                    else:
+                        row = _write_shard(packing, part, row, tell)
                     written += _shard_of(part).stat().st_size
                     parts.append(part)
             _write_lists(packing, parts)
-        for part in packing.folder.glob(".shard-*.jsonl"):
+        for part in folder.glob(".shard-*.jsonl"):
             part.unlink()
-        count = len(list(packing.folder.glob("shard-*.tar")))
-        return count, _unreadable(packing.folder)
-
-
-def _damaged(folder: Path) -> Path | None:
-    """A shard that is missing, or shorter than the finished index says."""
-    if not (folder / INDEX).is_file():
-        return None
-    ends: dict[str, int] = {}
-    with open(folder / INDEX, encoding="utf-8", newline="") as text:
-        for row in csv.DictReader(text):
-            if row["path"]:
-                end = int(row["offset"]) + int(row["size"])
-                ends[row["path"]] = max(end, ends.get(row["path"], 0))
-    for name, end in ends.items():
-        shard = folder / name
-        if not shard.is_file() or shard.stat().st_size < end:
-            return shard
-    return None
+        shards = _written(folder)
+        return len(shards), [(name, why) for shard in shards for _, name, why in shard["bad"]]
 
 
 @contextmanager
@@ -135,24 +129,23 @@ def _claimed(packing: Packing) -> Iterator[None]:
         "shuffle": packing.seed,
     }
     folder = packing.folder
-    state = folder / STATE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not state.is_file() and any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise UserError(f"-o {folder}: is not empty; choose a new folder")
-        # Not replaced when it is written: two that begin at once must lock the same file.
-        lock = open(os.open(state, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")  # noqa: SIM115 - closed below
+        # Never replaced: who locks it and who reads it must have the same file.
+        state = os.open(folder / STATE, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UserError(f"-o {folder}: cannot be written ({error.strerror})") from None
-    with lock:
+    with open(state, "r+", encoding="utf-8") as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UserError(f"-o {folder}: another process is packing there") from None
-        text = lock.read()
         try:
-            found = json.loads(text)
-        except ValueError:  # new, or a process was killed while it wrote this
+            found = json.loads(lock.read())
+        except ValueError:  # empty, or not written to its end: before anything else
+            if any(not path.name.startswith(".") for path in folder.iterdir()):
+                (folder / STATE).unlink()
+                raise UserError(f"-o {folder}: is not empty; choose a new folder") from None
             found = settings
             lock.seek(0)
             lock.truncate()
@@ -192,12 +185,75 @@ def _finished_parts(folder: Path) -> tuple[list[Path], int, int]:
     """The parts of the index, the first row that is not packed, and the shards' bytes."""
     parts: list[Path] = []
     row = written = 0
-    while (part := _part_path(folder, len(parts))).is_file() and _shard_of(part).is_file():
-        with open(part, encoding="utf-8") as lines:
-            row = json.loads(next(lines))["end"]
-        written += _shard_of(part).stat().st_size
+    while (kept := _header_of(part := _part_path(folder, len(parts)), row)) is not None:
+        row = kept["end"]
+        written += kept["size"]
         parts.append(part)
     return parts, row, written
+
+
+def _header_of(part: Path, row: int) -> dict[str, Any] | None:
+    """What is known of a finished shard that begins with a row; None if there is none."""
+    if not part.is_file():
+        return None
+    with open(part, encoding="utf-8") as lines:
+        header: dict[str, Any] = json.loads(next(lines))
+    return header if header["first"] == row and _size(part) == header["size"] else None
+
+
+def _size(part: Path) -> int | None:
+    """Of a part's shard; None if that is missing."""
+    try:
+        return _shard_of(part).stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _written(folder: Path) -> list[dict[str, Any]]:
+    """What is known of the shards of a folder that is finished."""
+    shards: list[dict[str, Any]] = json.loads((folder / _WRITTEN).read_text(encoding="utf-8"))
+    return shards
+
+
+def _to_pack_again(packing: Packing) -> dict[str, str]:
+    """The shards that are not as they were written, or could be better now; and why."""
+    again: dict[str, str] = {}
+    for number, known in enumerate(_written(packing.folder)):
+        part = _part_path(packing.folder, number)
+        name, size = _shard_of(part).name, _size(part)
+        if size is None:
+            again[name] = "is missing"
+        elif size != known["size"]:
+            again[name] = f"has {size:,} bytes, not the {known['size']:,} that were written"
+        elif any(_is_readable(packing, row) for row, *_ in known["bad"]):
+            again[name] = "lacks files that can be read now"
+    return again
+
+
+def _is_readable(packing: Packing, row: int) -> bool:
+    try:
+        with _opened(_sample(packing, row)):
+            return True
+    except _Unreadable:
+        return False
+
+
+def _take_apart(folder: Path, again: Mapping[str, str]) -> None:
+    """Make the index parts of one again, but for some shards: as if these were not yet packed."""
+    with open(folder / INDEX, encoding="utf-8", newline="") as text:
+        rows = csv.reader(text)
+        next(rows)
+        for number, header in enumerate(_written(folder)):
+            part = _part_path(folder, number)
+            own = list(itertools.islice(rows, header["end"] - header["first"]))
+            if _shard_of(part).name not in again:
+                _write_part(part, header, own)
+    (folder / INDEX).unlink()
+
+
+def _write_part(part: Path, header: Mapping[str, Any], rows: Sequence[Sequence[str]]) -> None:
+    lines = [json.dumps(header), *map(json.dumps, rows)]
+    write_atomically(part, lambda path: path.write_text("".join(f"{line}\n" for line in lines)))
 
 
 def _shard_of(part: Path) -> Path:
@@ -214,7 +270,7 @@ def _write_shard(packing: Packing, part: Path, first: int, tell: Callable[[int],
     """
     shard = _shard_of(part)
     rows: list[list[str]] = []
-    bad: list[tuple[str, str]] = []
+    bad: list[tuple[int, str, str]] = []
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as tar:
@@ -225,9 +281,15 @@ def _write_shard(packing: Packing, part: Path, first: int, tell: Callable[[int],
 
     write_atomically(shard, write)
     end = first + len(rows)
-    lines = [json.dumps({"end": end, "bad": bad}), *map(json.dumps, rows)]
-    write_atomically(part, lambda path: path.write_text("".join(f"{x}\n" for x in lines)))
+    _write_part(part, {"first": first, "end": end, "size": _size(part), "bad": bad}, rows)
     return end
+
+
+def _sample(packing: Packing, row: int) -> Sample:
+    """The sample that is packed as a row."""
+    total = len(packing.dataset)
+    order = None if packing.seed is None else Permutation(total, packing.seed)
+    return packing.dataset.sample(row if order is None else int(order(np.array([row]))[0]))
 
 
 def _fill(
@@ -236,17 +298,16 @@ def _fill(
     shard: str,
     first: int,
     rows: list[list[str]],
-    bad: list[tuple[str, str]],
+    bad: list[tuple[int, str, str]],
 ) -> Iterator[None]:
     """Write samples one by one, and note the rows of the index and what could not be read."""
     dataset = packing.dataset
     total = len(dataset)
-    order = None if packing.seed is None else Permutation(total, packing.seed)
     last = total if packing.samples is None else min(total, first + packing.samples)
     # Several samples of one file have it once: its name, offset and size in this shard.
     packed: dict[Any, tuple[str, int, int]] = {}
     for row in range(first, last):
-        sample = dataset.sample(row if order is None else int(order(np.array([row]))[0]))
+        sample = _sample(packing, row)
         key = f"{row:09d}"
         file = sample.media, sample.span
         place: tuple[str, int, int] | None = packed.get(file)
@@ -265,7 +326,7 @@ def _fill(
             except _Unreadable as error:
                 tar.seek(begun)
                 tar.truncate()
-                bad.append((sample.id, str(error)))
+                bad.append((row, sample.id, str(error)))
                 packed.pop(file, None)
                 place = "", 0, 0
         entries = _entries(sample, dataset.classes)
@@ -306,31 +367,18 @@ def _opened(sample: Sample) -> Iterator[tuple[Any, int]]:
         _Unreadable: there are none.
     """
     path = sample.media or ""
-    if "://" in path:
-        with ExitStack() as opened:
-            try:
-                file = opened.enter_context(open_url(path, sample.span))
-            except OSError as error:
-                raise _Unreadable(error.strerror or str(error)) from None
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            yield file, size
-        return
-    try:
-        state = look(path)
-        local = open(path, "rb")  # noqa: SIM115 - closed below
-    except Unfit as unfit:
-        raise _Unreadable(unfit.reason) from None
-    except OSError as error:
-        raise _Unreadable(error.strerror or str(error)) from None
-    with local:
-        first, count = sample.span or (0, state.st_size)
-        if count == 0:
+    with ExitStack() as opened:
+        try:
+            if "://" not in path:
+                look(path)
+            source, size = opened.enter_context(open_bytes(sample))
+        except Unfit as unfit:
+            raise _Unreadable(unfit.reason) from None
+        except OSError as error:
+            raise _Unreadable(error.strerror or str(error)) from None
+        if size == 0 and "://" not in path:
             raise _Unreadable("the file is empty")
-        if first + count > state.st_size:
-            raise _Unreadable(f"{path} ends at byte {state.st_size}, before the sample does")
-        local.seek(first)
-        yield local, count
+        yield source, size
 
 
 def _blocks(source: Any, size: int) -> Iterator[bytes]:
@@ -365,7 +413,11 @@ def _ending(sample: Sample) -> str:
 
 
 def _write_lists(packing: Packing, parts: list[Path]) -> None:
-    fields = list(packing.dataset.sample(0).fields)
+    folder, fields = packing.folder, list(packing.dataset.sample(0).fields)
+    shards: list[dict[str, Any]] = []
+    for part in parts:
+        with open(part, encoding="utf-8") as lines:
+            shards.append(json.loads(next(lines)))
 
     def write_index(path: Path) -> None:
         with open(path, "w", encoding="utf-8", newline="") as text:
@@ -380,23 +432,19 @@ def _write_lists(packing: Packing, parts: list[Path]) -> None:
         with open(path, "w", encoding="utf-8", newline="") as text:
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(["id", "reason"])
-            for part in parts:
-                with open(part, encoding="utf-8") as lines:
-                    writer.writerows(json.loads(next(lines))["bad"])
+            for shard in shards:
+                writer.writerows(bad[1:] for bad in shard["bad"])
 
-    write_atomically(packing.folder / UNREADABLE, write_unreadable)
-    write_atomically(packing.folder / INDEX, write_index)
-
-
-def _unreadable(folder: Path) -> list[tuple[str, str]]:
-    path = folder / UNREADABLE
-    if not path.is_file():
-        return []
-    with open(path, encoding="utf-8", newline="") as text:
-        _, *rows = csv.reader(text)
-    if not rows:
-        path.unlink()
-    return [(name, reason) for name, reason in rows]
+    # Packed again, files may be larger than they were, and shards others.
+    for surplus in set(folder.glob("shard-*.tar")) - set(map(_shard_of, parts)):
+        surplus.unlink()
+    if any(shard["bad"] for shard in shards):
+        write_atomically(folder / UNREADABLE, write_unreadable)
+    else:
+        (folder / UNREADABLE).unlink(missing_ok=True)
+    text = json.dumps(shards)
+    write_atomically(folder / _WRITTEN, lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(folder / INDEX, write_index)
 
 
 def size_in_words(count: float) -> str:

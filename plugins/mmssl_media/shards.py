@@ -19,7 +19,9 @@ import math
 import os
 import re
 import tarfile
+from array import array
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,32 +30,30 @@ from tempfile import TemporaryFile
 from typing import IO, Annotated, Any
 
 import fsspec
+import numpy as np
 from pydantic import AfterValidator, Field
 
 from mmssl.cli.terminal import Terminal
-from mmssl.data.remote import RemotePart, check_protocol, persistently, version_of
+from mmssl.data.remote import RemotePart, check_parts, check_protocol, persistently, version_of
 from mmssl.errors import UserError
 from mmssl.training.checkpoints import write_atomically
 from mmssl.training.progress import Progress
 from mmssl_media.listing import KINDS, kind_of, printable
-from mmssl_media.manifest import Listed
+from mmssl_media.manifest import Listed, is_index
 from mmssl_media.synthetic import cache_folder
 
 #: The list that lies beside shards which this project wrote.
 INDEX = "index.csv"
 
-#: For which list and with which settings they were packed.
+#: What lies beside shards from the moment that their packing begins.
 STATE = ".shards.json"
-
-#: What is known of each shard while others are still to be packed.
-PART = re.compile(r"\.shard-\d+\.jsonl")
 
 #: In a sample's ``.json``, the member that holds its media where that is not one of its own:
 #: another sample's file, of which this one is another span of time; empty where there is none.
 MEDIA = "__media__"
 
 # Raise it when archives come to be listed otherwise: old lists are then left alone.
-_VERSION = 1
+_VERSION = 2
 
 # Bytes of a remote archive that are fetched at a time while its headers are read.
 _HEADERS = 1 << 15
@@ -61,6 +61,9 @@ _HEADERS = 1 << 15
 # A longer member is no sample's text; and a longer entry is no value in a list.
 _LONGEST_MEMBER = 1 << 24
 _LONGEST = 100_000
+
+# So many remote shards are looked at together: each is one request.
+_THREADS = 8
 
 # So many things that are wrong are said.
 _NAMED = 20
@@ -108,6 +111,7 @@ class Shards(Listed):
         elif not re.search(r"[{}]", path) and not os.path.exists(path):
             raise UserError(f"{path}: no such folder or tar file")
         self._notes: list[str] = []
+        self._is_walked = False
         self._progress: Progress | None = None
         super().__init__(path, root="", classes=classes, buffer=buffer)
 
@@ -119,8 +123,23 @@ class Shards(Listed):
             self.path = _join(base, INDEX)
             return _fetched_index(base) if "://" in base else Path(base, INDEX)
         listed, self._notes = _listed(base, names, self._progress or Terminal())
-        self.path = listed
+        self._is_walked = True
         return listed
+
+    def _place(self, line: int) -> str:
+        """The shard and the sample, as nobody has written the list that the line is of."""
+        if not self._is_walked or line == 1:
+            return super()._place(line)
+        with open(self._text, encoding="utf-8", newline="") as text:
+            header, row = itertools.chain(
+                csv.reader(itertools.islice(text, 1)),
+                csv.reader(itertools.islice(text, line - 2, line - 1)),
+            )
+        values = dict(zip(header, row, strict=True))
+        return f"{_join(self.root, values['path'])}: {values['id']}"
+
+    def _name_of(self, line: int) -> str:
+        return self._place(line) if self._is_walked else super()._name_of(line)
 
     def materialise(self, progress: Progress) -> None:
         """List what is in the shards, unless that is known; say what is wrong with them."""
@@ -129,6 +148,10 @@ class Shards(Listed):
             len(self)
         finally:
             self._progress = None
+        if not self._is_walked:
+            files = (self.sample(row).media for row in range(len(self)))
+            if "://" in (first := next(filter(None, files), "")):
+                check_parts(first)
         for note in self._notes[:_NAMED]:
             progress.say(note)
         if len(self._notes) > _NAMED:
@@ -168,20 +191,24 @@ def _tars_in(base: str) -> list[str]:
     if "://" in base:
         system, folder = fsspec.core.url_to_fs(base)
         try:
-            if system.exists(f"{folder}/{INDEX}"):
+            try:
+                persistently(lambda: system.info(f"{folder}/{INDEX}"), _join(base, INDEX))
                 return [INDEX]
-            paths = system.ls(folder, detail=False)
-        except Exception as error:  # each store's package has errors of its own
-            raise UserError(f"{base}: cannot be listed ({error or type(error).__name__})") from None
+            except FileNotFoundError:
+                paths = persistently(lambda: system.ls(folder, detail=False), base)
+        except OSError as error:
+            raise UserError(f"{base}: cannot be listed ({_reason(error, base)})") from None
         found = [str(path).rstrip("/").rpartition("/")[2] for path in paths]
     elif os.path.isdir(base):
         found = os.listdir(base)
         if INDEX in found:
             return [INDEX]
-        if any(PART.fullmatch(name) for name in found):
-            raise UserError(f"{base}: packing was not finished; run the same command to go on")
     else:
         raise UserError(f"{base}: no such folder, and no .tar")
+    if STATE in found:
+        raise UserError(
+            f"{base}: packing was not finished; run the same command (mmssl data shard) to go on"
+        )
     zipped = [name for name in found if _COMPRESSED.search(name)]
     tars = [name for name in found if name.endswith(".tar") and not name.startswith(".")]
     if zipped and not tars:
@@ -249,6 +276,7 @@ def _fetched_index(base: str) -> Path:
             with archive.open(block=1 << 22) as source, open(temporary, "wb") as target:
                 while block := source.read(1 << 22):
                     target.write(block)
+            archive.check_unchanged()
 
         _write_cached(copy, write)
     return copy
@@ -259,7 +287,16 @@ def _listed(base: str, names: list[str], progress: Progress) -> tuple[Path, list
 
     What was found in a shard is kept shard by shard, so that a kill costs one at most.
     """
-    archives = [_Archive(_join(base, name)) for name in names]
+    archives = []
+    with (
+        progress.task("looking at shards", len(names)) as advance,
+        ThreadPoolExecutor(_THREADS) as threads,
+    ):
+        for archive in threads.map(_Archive, [_join(base, name) for name in names]):
+            archives.append(archive)
+            advance()
+    if "://" in archives[0].name:
+        check_parts(archives[0].name)
     states = [f"{_VERSION} {archive.state}" for archive in archives]
     whole = _cached("\n".join([*names, *states]))
     notes = whole.with_suffix(".notes")
@@ -276,18 +313,20 @@ def _listed(base: str, names: list[str], progress: Progress) -> tuple[Path, list
     short = short if len(set(short)) == len(short) else names
     found: list[str] = []
     columns = dict.fromkeys(_COLUMNS)
-    rows = 0
-    for part in parts:
+    ids = array("q")
+    for shortened, part in zip(short, parts, strict=True):
         with open(part, encoding="utf-8") as lines:
             found.extend(json.loads(next(lines)))
             for line in lines:
-                columns.update(dict.fromkeys(json.loads(line)[1]))
-                rows += 1
-    if not rows:
+                key, row = json.loads(line)
+                columns.update(dict.fromkeys(row))
+                ids.append(hash(row.get("id", f"{shortened}/{key}")))
+    twins = _twins(ids)
+    if not ids:
         raise UserError(f"{_join(base, names[0])}: no media files in it, nor in other shards")
 
     def write(temporary: Path) -> None:
-        seen: set[int] = set()  # hashes, of 60 bytes each
+        seen: set[str] = set()
         with open(temporary, "w", encoding="utf-8", newline="") as text:
             writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
             writer.writeheader()
@@ -297,10 +336,14 @@ def _listed(base: str, names: list[str], progress: Progress) -> tuple[Path, list
                     for line in lines:
                         key, row = json.loads(line)
                         row = {"path": name, "id": f"{shortened}/{key}", **row}
-                        if hash(row["id"]) in seen:
-                            found.append(f"{_join(base, name)}: {key}: another sample has its id")
-                            row["id"] = f"{row['id']} at byte {row['offset']}"
-                        seen.add(hash(row["id"]))
+                        if hash(row["id"]) in twins:
+                            if row["id"] in seen:
+                                found.append(
+                                    f"{_join(base, name)}: {key}: another sample has its id "
+                                    f"{row['id']!r}, too; it is called {shortened}/{key}"
+                                )
+                                row["id"] = f"{shortened}/{key}"
+                            seen.add(row["id"])
                         writer.writerow(row)
 
     _write_cached(whole, write)
@@ -313,14 +356,47 @@ def _listed(base: str, names: list[str], progress: Progress) -> tuple[Path, list
 def _write_part(path: Path, archive: "_Archive") -> None:
     notes: list[str] = []
     with TemporaryFile("w+", encoding="utf-8") as spool, open(path, "w", encoding="utf-8") as part:
+        keys = array("q")
         for key, row in rows_in(archive, notes):
             spool.write(json.dumps([key, row]) + "\n")
+            keys.append(hash(key))
+        archive.check_unchanged()
+        # As when an archive is unpacked, to which `tar -r` has added files that it held already:
+        # of each file the last counts.
+        twins = _twins(keys)
+        merged: dict[str, dict[str, str]] = {}
+        spool.seek(0)
+        for line in spool if twins else ():
+            key, row = json.loads(line)
+            if hash(key) in twins:
+                name = f"{archive.name}: {key}"
+                if key in merged:
+                    notes.append(f"{name}: is there more than once; the last is used")
+                row = {**merged.get(key, {}), **{c: text for c, text in row.items() if text}}
+                merged[key] = _sound(row, name, notes)
         part.write(json.dumps(notes) + "\n")
         spool.seek(0)
-        part.writelines(spool)
+        for line in spool:
+            if not twins or json.loads(line)[0] not in merged:
+                part.write(line)
+        for item in merged.items():
+            part.write(json.dumps(item) + "\n")
+
+
+def _twins(hashes: "array[int]") -> set[int]:
+    """Those that come more than once."""
+    found = np.sort(np.frombuffer(hashes, np.int64)) if hashes else np.zeros(0, np.int64)
+    return set(found[1:][found[1:] == found[:-1]].tolist())
 
 
 # What is in a shard
+
+
+def _reason(error: BaseException, name: str) -> str:
+    if isinstance(error, FileNotFoundError) and error.__cause__:
+        error = error.__cause__  # where HTTP's says only the name
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(reason).removeprefix(f"{name}: ")
 
 
 class _Archive:
@@ -345,11 +421,17 @@ class _Archive:
                 version = [str(local.st_mtime_ns)]
                 self.size = local.st_size
         except Exception as error:  # each store's package has errors of its own
-            # HTTP's says only that there is no such file; what it stems from says why.
-            found = error.__cause__ or error
-            reason = getattr(found, "strerror", None) or str(found) or type(found).__name__
-            raise UserError(f"{name}: cannot be opened ({reason})") from None
+            raise UserError(f"{name}: cannot be opened ({_reason(error, name)})") from None
         self.state = json.dumps([name, self.size, version])
+
+    def check_unchanged(self) -> None:
+        """Refuse one that is written while it is read: what was found must not be kept.
+
+        Raises:
+            UserError: it is not the same as before.
+        """
+        if _Archive(self.name).state != self.state:
+            raise UserError(f"{self.name}: changes while it is read; start again when it is whole")
 
     @contextmanager
     def open(self, block: int) -> Iterator[Any]:
@@ -409,21 +491,15 @@ def rows_in(archive: _Archive, notes: list[str]) -> Iterator[tuple[str, dict[str
             name = f"{archive.name}: {printable(key)}"
             try:
                 row = _row(found, file, media) if found else None
+            except OSError as error:
+                raise UserError(f"{name}: {error}") from None
             except (ValueError, RecursionError) as error:
                 notes.append(f"{name}: is passed over, as its .json is none ({error})")
                 continue
             if row is None:
                 without += len(found)
                 continue
-            for column in ("start", "end"):
-                if row.get(column) and not _is_time(row[column]):
-                    notes.append(f"{name}: {column} {row.pop(column)!r} is no time in seconds")
-            if row.get("end") and float(row["end"]) <= float(row.get("start") or 0):
-                notes.append(f"{name}: end {row.pop('end')} is not after its start")
-            label = row.get("label", "")
-            if re.fullmatch(r"[-+.\d]+", label) and not re.fullmatch(r"\d{1,6}", label):
-                notes.append(f"{name}: label {row.pop('label')[:40]} is no class's index")
-            yield printable(key), row
+            yield printable(key), _sound(row, name, notes)
     if without:
         notes.append(f"{archive.name}: {without:,} files belong to no media and are passed over")
 
@@ -466,8 +542,6 @@ def _row(group: list[_Member], file: IO[bytes], media: dict[str, _Member]) -> di
     Raises:
         ValueError: its ``.json`` is none.
     """
-    # As who unpacks it sees it: of two members of one name, the last.
-    group = list({member.name: member for member in group}.values())
     by_ending = {split_name(member.name)[1]: member for member in group}
 
     def text_of(ending: str) -> str:
@@ -484,7 +558,8 @@ def _row(group: list[_Member], file: IO[bytes], media: dict[str, _Member]) -> di
     if text := text_of("json"):
         entries = json.loads(text)
         if isinstance(entries, dict):
-            row |= {_in_one_line(k): _in_one_line(_plain(v)) for k, v in entries.items()}
+            for name, value in entries.items():
+                row[name] = _in_one_line(_plain(value))
     found = next((m for kind in KINDS for m in group if kind_of(m.name) == kind), None)
     referred = row.pop(MEDIA, None)
     if referred is not None:
@@ -497,6 +572,40 @@ def _row(group: list[_Member], file: IO[bytes], media: dict[str, _Member]) -> di
         return {**row, "offset": "0", "size": "0"}
     media[found.name] = found
     return {**row, "offset": str(found.offset), "size": str(found.size)}
+
+
+def _sound(row: dict[str, str], name: str, notes: list[str]) -> dict[str, str]:
+    """A row without what would make others refuse the whole list; notes say what that was."""
+    renamed = {column: _in_one_line(column) for column in row}
+    for column, plain in renamed.items():
+        if plain != column:
+            notes.append(f"{name}: {column[:40]!r} is no name of a field; is made {plain[:40]!r}")
+    row = {renamed[column]: text for column, text in row.items()} | {
+        column: text for column, text in row.items() if renamed[column] == column
+    }
+    row.pop("", None)
+
+    def drop(column: str, reason: str) -> None:
+        notes.append(f"{name}: {column} {row.pop(column)[:40]!r} {reason}")
+
+    for column in ("start", "end"):
+        if row.get(column) and not _is_time(row[column]):
+            drop(column, "is no time in seconds")
+    if row.get("end") and float(row["end"]) <= float(row.get("start") or 0):
+        drop("end", "is not after start")
+    label = row.get("label", "")
+    if _NUMBER.fullmatch(label) and not is_index(label):
+        number = label.partition(".")
+        if is_index(number[0]) and not number[2].strip("0"):
+            row["label"] = number[0]  # as some write whole numbers
+        else:
+            drop("label", "is no class's index")
+    if not row.get("id"):
+        row.pop("id", None)
+    return row
+
+
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
 
 
 def _plain(value: Any) -> str:

@@ -1,13 +1,12 @@
 """What a few bytes of a file tell of it where decoding does not: is it cut short, is it text?"""
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
 from mmssl import BadMedia, Sample
-from mmssl.data.remote import Part, open_url
+from mmssl.data.remote import open_bytes
 
 # The boxes that files of the MP4 family begin with.
 _FIRST_BOXES = {b"ftyp", b"styp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
@@ -68,26 +67,11 @@ def cut_short(sample: Sample) -> str:
 @contextmanager
 def _bytes_of(sample: Sample) -> Iterator[tuple[BinaryIO, int]]:
     """The sample's file, and how long it is."""
-    assert sample.media is not None
     try:
-        if "://" in sample.media:
-            with open_url(sample.media, sample.span) as remote:
-                yield remote, _length(remote)
-            return
-        with open(sample.media, "rb") as file:
-            if sample.span is None:
-                yield file, _length(file)
-            else:
-                yield Part(file, *sample.span), sample.span[1]  # type: ignore[misc]
+        with open_bytes(sample) as found:
+            yield found
     except OSError as error:
         raise BadMedia(error.strerror or str(error)) from error
-
-
-def _length(file: BinaryIO) -> int:
-    file.seek(0, os.SEEK_END)
-    size = file.tell()
-    file.seek(0)
-    return size
 
 
 def _past_the_end(what: str, end: int, size: int) -> str:

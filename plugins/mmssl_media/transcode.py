@@ -19,7 +19,7 @@ from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from mmssl import BadMedia, Media, MissingModality, Sample
 from mmssl.data.media import damage_is_bad_media
-from mmssl.data.remote import open_url
+from mmssl.data.remote import open_bytes
 from mmssl.training.checkpoints import write_atomically
 from mmssl_media.decode import all_sound, audio_stream, frames_from, video_stream
 from mmssl_media.probe import is_image
@@ -108,20 +108,10 @@ def _has_video(media: Media) -> bool:
 
 
 def _copy_bytes(sample: Sample, path: Path) -> None:
-    assert sample.media is not None
-    with open(path, "wb") as out:
-        if "://" in sample.media:
-            with open_url(sample.media, sample.span) as file:
-                shutil.copyfileobj(file, out)
-        elif sample.span is None:
-            with open(sample.media, "rb") as file:
-                shutil.copyfileobj(file, out)
-        else:
-            first, left = sample.span
-            with open(sample.media, "rb") as file:
-                file.seek(first)
-                while left and (part := file.read(min(left, 1 << 20))):
-                    left -= out.write(part)
+    with open_bytes(sample) as (file, size), open(path, "wb") as out:
+        shutil.copyfileobj(file, out)
+        if out.tell() < size:
+            raise BadMedia("became shorter while it was read")
 
 
 def _write(pictures: Media, sounds: Media | None, path: Path, settings: Settings) -> None:
