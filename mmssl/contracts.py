@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmssl.errors import UserError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -173,10 +175,14 @@ class Features:
 class Losses:
     """What an objective makes of a batch.
 
+    Of several ranks each sees a part of the batch, and the mean over ranks of `total` and of every
+    part is their value for the whole: `mmssl.training.distributed` says how to keep to that.
+
     Attributes:
         total: scalar, what is minimised.
         parts: detached scalars by name, for the log.
-        counts: how many samples a part is the mean of, where it is not the whole batch.
+        counts: how many samples a part is the mean of, where it is not the whole batch; over all
+            ranks.
     """
 
     total: Tensor
@@ -316,6 +322,8 @@ class FeatureBatch(Protocol):
 class Round(Protocol):
     """What the training loop lends an objective between rounds.
 
+    Every rank has one. What a rank shows and reports is dropped unless it is rank 0.
+
     Attributes:
         number: 1 for the first round.
         total: the number of rounds.
@@ -356,7 +364,8 @@ class Round(Protocol):
 
         Args:
             split: the dataset.
-            indices: ascending rows to visit; None for all.
+            indices: rows to visit on this rank, such as its
+                `mmssl.training.distributed.share` of them; None for all.
             title: what the progress bar calls this pass.
         """
 
@@ -396,6 +405,9 @@ class Objective(nn.Module):
     def begin_round(self, round: Round) -> Iterable[nn.Parameter]:
         """Relabel and reset; called before a round's first step and when one is resumed.
 
+        Called on every rank, which must come out of it with the same state. Files are for rank 0
+        to write (`mmssl.training.distributed.on_main`).
+
         Returns:
             The parameters that begin anew, whose momentum is to be forgotten.
         """
@@ -408,8 +420,23 @@ class Objective(nn.Module):
         """
         return ()
 
+    def plan(self, *, samples: int, ranks: int) -> "Sequence[Table]":
+        """What the objective costs besides the steps, for a dry run: tables.
+
+        Called after `build`, before there are any data: by formula, in no time.
+
+        Args:
+            samples: the number of samples to train on.
+            ranks: the number of processes that train together.
+        """
+        return ()
+
     def loss(self, batch: Batch, features: dict[str, Features]) -> Losses:
-        """The loss of one batch, averaged over what is valid in it; finite for any presence."""
+        """The loss of one batch, averaged over what is valid in it; finite for any presence.
+
+        Ranks meet in collective calls, so what a loss calls must not depend on what is in this
+        rank's part of the batch.
+        """
         raise NotImplementedError(f"{type(self).__name__} defines no loss")
 
 
@@ -514,7 +541,22 @@ class Tracker(ABC):
 
 
 class Launcher(ABC):
-    """A way to run a recipe's stages: in this process, as local processes, on a cluster."""
+    """A way to run a recipe's stages: in this process, as local processes, on a cluster.
+
+    Attributes:
+        ranks: the number of processes that train together.
+        here: do they compute on this machine? Elsewhere there may be other devices.
+    """
+
+    ranks: int = 1
+    here: bool = True
+
+    def check(self, recipe: "Recipe") -> None:  # noqa: B027 - most fit every recipe
+        """Check, before anything is started, that the recipe can be launched so.
+
+        Raises:
+            UserError: it cannot.
+        """
 
     @abstractmethod
     def launch(self, recipe: "Recipe", stages: list[str], progress: "Progress") -> None:
@@ -525,3 +567,24 @@ class Launcher(ABC):
             stages: "pretrain" and names of evaluations; finished ones are left out.
             progress: who watches.
         """
+
+    def launch_all(self, runs: "Sequence[tuple[Recipe, list[str]]]", progress: "Progress") -> None:
+        """Launch the runs of a sweep, by default one after the other; one's failure stops no other.
+
+        Args:
+            runs: recipes that differ in a few fields, and each one's stages.
+            progress: who watches.
+
+        Raises:
+            UserError: some failed; why was said when they did.
+        """
+        failed = []
+        for recipe, stages in runs:
+            progress.say(f"run: {recipe.name}")
+            try:
+                self.launch(recipe, stages, progress)
+            except UserError as error:
+                progress.say(f"{recipe.name} failed: {error}")
+                failed.append(recipe.name)
+        if failed:
+            raise UserError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")

@@ -181,5 +181,5 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 def leftovers(folder: Path) -> list[str]:
     """Files that only a run at work may have."""
-    unfinished = [*folder.rglob(".*"), *folder.rglob("*partial*"), *folder.rglob("labelled.json")]
+    unfinished = [*folder.rglob(".*"), *folder.rglob("*partial*"), *folder.rglob("labelling")]
     return [str(path.relative_to(folder)) for path in unfinished if path.name != ".lock"]

@@ -138,7 +138,7 @@ CHAINS = {
             any_file("clusters/round-02"), lambda run: not any_file("clusters/round-02/*")(run)
         ),
         "between centroids and labels": Moment(
-            any_file("clusters/round-02/*.partial.npy"), any_file("clusters/round-02/*.partial.npy")
+            any_file("clusters/round-02/labelling"), any_file("clusters/round-02/labelling")
         ),
         "between labels and the first step": Moment(
             any_file("clusters/round-02/health.json"), lambda run: steps(run) == 8

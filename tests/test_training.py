@@ -1,7 +1,6 @@
 """The loop: what it computes, and that a kill at any moment changes nothing of it."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,90 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toys import Agreement, Perceptron, Rows, Vector
+from toy_runs import changed, outcome, pretraining
+from toys import Agreement, Rows, Vector
 
-from mmssl.contracts import Batch, Dataset, Features, Losses, Objective, Round
-from mmssl.data.loading import LoaderSettings
+from mmssl.contracts import Batch, Features, Losses, Round
 from mmssl.errors import UserError
 from mmssl.training import checkpoints
-from mmssl.training.encoders import Encoders
 from mmssl.training.log import Log, read_log
 from mmssl.training.loop import Pretraining
-from mmssl.training.optimizers import adamw, sgd
-from mmssl.training.progress import Silent
-from mmssl.training.schedules import constant, step
-from mmssl.training.settings import RoundPlan, Settings, State, saturated
+from mmssl.training.optimizers import adamw
+from mmssl.training.schedules import step
+from mmssl.training.settings import RoundPlan, State, saturated
 from mmssl_clustering.objectives import SDC, XDC, DeepClustering
 from mmssl_evaluators.supervised import Supervised
-
-SETTINGS = Settings(
-    seed=3,
-    epoch_size=48,
-    batch_size=8,
-    accumulate=1,
-    make_optimizer=partial(sgd, lr=0.05),
-    lr_batch=None,
-    restart_optimizer=True,
-    early_stop=None,
-    freeze_encoders=False,
-    precision="fp32",
-    channels_last=False,
-    log_every=1,
-    checkpoint_steps=4,
-    checkpoint_minutes=None,
-    keep=2,
-    max_bad=0.2,
-)
-
-
-def changed(**fields: Any) -> Settings:
-    return Settings(**{**SETTINGS.__dict__, **fields})
-
-
-def pretraining(
-    folder: Path,
-    *,
-    settings: Settings = SETTINGS,
-    objective: Objective | None = None,
-    data: Dataset | None = None,
-    validation: Dataset | None = None,
-    epochs: int = 2,
-    workers: int = 0,
-    dropout: float = 0.1,
-) -> Pretraining:
-    modalities = {"a": Vector("a"), "b": Vector("b")}
-    torch.manual_seed(0)
-    encoders = Encoders({name: Perceptron(dropout=dropout) for name in modalities}, ["a", "b"])
-    objective = objective or XDC(rounds=3, clusters=5, balance=True, normalize="standardize_l2")
-    objective.build(encoders)
-    folder.mkdir(exist_ok=True)
-    return Pretraining(
-        folder=folder,
-        encoders=encoders,
-        objective=objective,
-        modalities=modalities,
-        train=data or Rows(60, bad=[11], without={"b": [20, 21]}),
-        validation=validation,
-        plan=lambda number: RoundPlan(epochs, constant),
-        settings=settings,
-        loader=LoaderSettings(workers=workers),
-        device=torch.device("cpu"),
-        trackers=[],
-        progress=Silent(),
-    )
-
-
-def exact(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A log record without what the clock decides."""
-    return {k: v for k, v in record.items() if k not in ("clips_per_second", "data_wait")}
-
-
-def outcome(folder: Path) -> tuple[list[Any], dict[str, list[int]]]:
-    labels = {
-        str(path.relative_to(folder)): np.load(path).tolist()
-        for path in sorted(folder.glob("clusters/*/*.labels.npy"))
-    }
-    return [exact(record) for record in read_log(folder)], labels
 
 
 @pytest.fixture(scope="module")
@@ -191,18 +119,21 @@ def test_labelling_that_streams_is_resumed_where_it_was(
         return pretraining(folder, objective=objective, epochs=1)
 
     make(tmp_path / "whole").run()
-    monkeypatch.setattr("mmssl_clustering.relabel._NOTE_EVERY", 2)
+    monkeypatch.setattr("mmssl_clustering.relabel._SMALLEST", 16)
     with pytest.MonkeyPatch.context() as patch:
         kill_at(patch, "mmssl_clustering.relabel.assign", 11)  # two modalities: in batch 6 of 8
         with pytest.raises(Killed):
             make(tmp_path / "run").run()
-    note = tmp_path / "run" / "clusters" / "round-01" / "labelled.json"
-    assert json.loads(note.read_text()) == {"rows": 32}
+    blocks = tmp_path / "run" / "clusters" / "round-01" / "labelling"
+    assert sorted(path.name for path in blocks.iterdir()) == [
+        "000000000000.npy",
+        "000000000016.npy",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         kill_at(patch, "mmssl_clustering.relabel.assign", 9)  # 4 batches are left, not 8
         make(tmp_path / "run").run()
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
-    assert not note.exists()
+    assert not blocks.exists()
 
 
 def test_workers_change_no_loss(

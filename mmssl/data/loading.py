@@ -236,6 +236,27 @@ def collate(items: Sequence[tuple[Clip, list[Unreadable]]], split: Split) -> Loa
 
 
 @dataclass(frozen=True)
+class Part:
+    """What one rank reads of each batch.
+
+    A batch is computed in micro-batches, each of which all ranks compute together, so a rank has
+    a part of every one: then no mean depends on the number of ranks.
+
+    Attributes:
+        rank: 0 or more.
+        ranks: their number.
+        micro_batches: of a step.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    micro_batches: int = 1
+
+
+WHOLE = Part()
+
+
+@dataclass(frozen=True)
 class LoaderSettings:
     """How batches are loaded; no setting changes what is in them.
 
@@ -310,11 +331,16 @@ class _Rest(Sequence[list[int]]):
         return self._batches[self._first + index]
 
 
-class _Ranges(Sequence[list[int]]):
-    """Consecutive ranges of one length, made when asked for: a round may have 10^8 positions."""
+class _Share(Sequence[list[int]]):
+    """A rank's positions of consecutive batches, made when asked for: a round may have 10^8."""
 
-    def __init__(self, start: int, length: int, count: int) -> None:
-        self._start, self._length, self._count = start, length, count
+    def __init__(self, start: int, length: int, count: int, part: Part) -> None:
+        if length % (part.ranks * part.micro_batches):
+            raise ValueError(
+                f"a batch of {length} cannot be split into {part.micro_batches} micro-batches on "
+                f"{part.ranks} ranks"
+            )
+        self._start, self._length, self._count, self._part = start, length, count, part
 
     def __len__(self) -> int:
         return self._count
@@ -322,15 +348,33 @@ class _Ranges(Sequence[list[int]]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < self._count:
             raise IndexError(index)
-        first = self._start + index * self._length
-        return list(range(first, first + self._length))
+        whole = self._length // self._part.micro_batches
+        own = whole // self._part.ranks
+        first = self._start + index * self._length + self._part.rank * own
+        starts = (first + micro * whole for micro in range(self._part.micro_batches))
+        return [position for begin in starts for position in range(begin, begin + own)]
 
 
 def training_batches(
-    reader: ClipReader, *, start: int, batch_size: int, count: int, settings: LoaderSettings
+    reader: ClipReader,
+    *,
+    start: int,
+    batch_size: int,
+    count: int,
+    settings: LoaderSettings,
+    part: Part = WHOLE,
 ) -> Generator[Loaded]:
-    """``count`` batches of consecutive positions from ``start``; closing ends the processes."""
-    return _load(reader, _Ranges(start, batch_size, count), "train", settings)
+    """``count`` batches of consecutive positions from ``start``; closing ends the processes.
+
+    Args:
+        reader: of the dataset, with a sampler.
+        start: the first position.
+        batch_size: positions in a batch of all ranks.
+        count: batches.
+        settings: how they are loaded.
+        part: what this rank reads of each.
+    """
+    return _load(reader, _Share(start, batch_size, count, part), "train", settings)
 
 
 def ordered_batches(
@@ -340,23 +384,38 @@ def ordered_batches(
     batch_size: int,
     split: Split,
     settings: LoaderSettings,
+    part: Part = WHOLE,
 ) -> Generator[Loaded]:
-    """Batches of ``batch_size`` items: all views of each row, row after row."""
-    return _load(reader, _Slices(rows, reader.views, batch_size), split, settings)
+    """Batches of ``batch_size`` items: all views of each row, row after row.
+
+    Of several ranks each gets its part of every batch. What is left of the last one when all
+    ranks have equally many comes as a batch of its own, the same on every rank.
+    """
+    return _load(reader, _Slices(rows, reader.views, batch_size, part), split, settings)
 
 
 class _Slices(Sequence[list[int]]):
     """Batches of items, ``row * views + view``, made when asked for."""
 
-    def __init__(self, rows: np.ndarray | range, views: int, length: int) -> None:
-        self._rows, self._views, self._length = rows, views, length
+    def __init__(self, rows: np.ndarray | range, views: int, length: int, part: Part) -> None:
+        self._rows, self._views, self._length, self._part = rows, views, length, part
+        self._size = len(rows) * views
+        # What ranks cannot share equally of the last batch is one of its own.
+        self._shared = self._size - self._size % length % part.ranks
+        self._shared_batches = -(-self._shared // length)
 
     def __len__(self) -> int:
-        return -(-len(self._rows) * self._views // self._length)
+        return self._shared_batches + (self._shared < self._size)
 
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        last = min((index + 1) * self._length, len(self._rows) * self._views)
-        places = (divmod(item, self._views) for item in range(index * self._length, last))
+        if index == self._shared_batches:
+            first, last = self._shared, self._size
+        else:
+            first = index * self._length
+            own = (min(first + self._length, self._shared) - first) // self._part.ranks
+            first += self._part.rank * own
+            last = first + own
+        places = (divmod(item, self._views) for item in range(first, last))
         return [int(self._rows[row]) * self._views + view for row, view in places]

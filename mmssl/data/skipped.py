@@ -23,15 +23,23 @@ def read_ledger(path: Path) -> Iterator[dict[str, Any]]:
 class Skipped:
     """Counts unreadable samples, names each once, and stops the run when they are too many.
 
+    Of several ranks each finds others; `pending` and `learn` are how they tell each other.
+
     Args:
         path: ``skipped.jsonl`` of the run: one line for each sample, with its reason. What an
             earlier process of the same run found is read back.
         sizes: the number of samples by split.
         max_bad: the largest tolerated share of a split's samples.
+        writes: is this the rank that writes the file?
     """
 
-    def __init__(self, path: Path, sizes: Mapping[Split, int], max_bad: float) -> None:
+    def __init__(
+        self, path: Path, sizes: Mapping[Split, int], max_bad: float, *, writes: bool = True
+    ) -> None:
+        #: What this rank found since it was last emptied.
+        self.pending: list[tuple[Split, Unreadable]] = []
         self._path = path
+        self._writes = writes
         self._sizes = dict(sizes)
         self._max_bad = max_bad
         self._rows: dict[Split, set[int]] = {split: set() for split in sizes}
@@ -47,10 +55,17 @@ class Skipped:
         Raises:
             UserError: more than ``max_bad`` of the split's samples are unreadable.
         """
+        if found.row not in self._rows[split]:
+            self.pending.append((split, found))
+        self.learn(split, found)
+
+    def learn(self, split: Split, found: Unreadable) -> None:
+        """Note what another rank found, as if this one had."""
         rows = self._rows[split]
         if found.row not in rows:
             rows.add(found.row)
-            self._write(split, found)
+            if self._writes:
+                self._write(split, found)
         size = self._sizes[split]
         if len(rows) > self._max_bad * size:
             raise UserError(

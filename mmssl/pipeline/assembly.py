@@ -6,9 +6,11 @@ import torch
 
 from mmssl.contracts import Backbone, Dataset, Modality, Objective
 from mmssl.data.draws import derive_seed
+from mmssl.data.limited import Limited
 from mmssl.data.loading import LoaderSettings
 from mmssl.errors import UserError
 from mmssl.recipe import Recipe
+from mmssl.training import distributed
 from mmssl.training.encoders import Encoders
 from mmssl.training.settings import RoundPlan, Settings
 
@@ -57,6 +59,8 @@ def build_datasets(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
         UserError: both have classes, but not the same.
     """
     train: Dataset = recipe.data.train.build()
+    if recipe.data.limit is not None and recipe.data.limit < len(train):
+        train = Limited(train, recipe.data.limit)
     if recipe.data.validation is None:
         return train, None
     validation: Dataset = recipe.data.validation.build()
@@ -73,7 +77,7 @@ def build_datasets(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
 
 
 def choose_device(recipe: Recipe) -> torch.device:
-    """The recipe's device; ``auto`` is CUDA where there is one.
+    """The recipe's device; ``auto`` is CUDA where there is one. Each rank has a GPU of its own.
 
     Raises:
         UserError: CUDA is asked for and not available.
@@ -88,6 +92,11 @@ def choose_device(recipe: Recipe) -> torch.device:
             raise recipe.error(
                 ("device",), f"{name} is not available ({count} CUDA devices); use auto or cpu"
             )
+        here = distributed.place()
+        if device.index is None and here.size > 1:
+            # A cluster may show each task its own GPU only.
+            device = torch.device("cuda", here.local_rank % count)
+            torch.cuda.set_device(device)
     return device
 
 

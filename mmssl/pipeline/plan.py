@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmssl.contracts import Backbone, Features, Modality, Table
+from mmssl.contracts import Backbone, Features, Launcher, Modality, Table
 from mmssl.pipeline import assembly
 from mmssl.recipe import Recipe
 from mmssl.recipe.component import ComponentSpec
@@ -20,7 +20,8 @@ class Plan:
 
     Attributes:
         summary: one line.
-        tables: components with shapes and parameters, data, rounds, evaluations.
+        tables: components with shapes and parameters, data, rounds, what the objective costs
+            besides, evaluations.
     """
 
     summary: str
@@ -39,8 +40,10 @@ def make_plan(recipe: Recipe) -> Plan:
     _check_features(recipe, encoders, modalities)
     objective = assembly.build_objective(recipe, encoders)
     train, validation = assembly.build_datasets(recipe)
-    for spec in (*recipe.evaluations.values(), *recipe.trackers, recipe.launch):
+    for spec in (*recipe.evaluations.values(), *recipe.trackers):
         spec.build()
+    launcher: Launcher = recipe.launch.build()
+    _check_batch(recipe, launcher.ranks)
     heads = _count(objective)
     steps = _total_steps(recipe, objective.rounds)
     summary = (
@@ -69,11 +72,22 @@ def make_plan(recipe: Recipe) -> Plan:
         [
             Table("networks", ("key", "component", "clip", "features", "parameters"), networks),
             Table("data", ("split", "component", "samples", "classes"), data),
-            _training(recipe),
+            _training(recipe, modalities, launcher.ranks),
             _rounds(recipe, objective.rounds, len(train)),
+            *objective.plan(samples=len(train), ranks=launcher.ranks),
             *([Table("evaluations", ("name", "component"), stages)] if stages else []),
         ],
     )
+
+
+def quantity(value: float, unit: str) -> str:
+    """Three digits with a decimal prefix: ``133 GB``, ``1.10 TFLOP``."""
+    prefixes = iter("kMGTPE")
+    prefix = ""
+    while value >= 999.5 and prefix != "E":
+        value /= 1000
+        prefix = next(prefixes)
+    return f"{value:#.3g}".rstrip(".") + f" {prefix}{unit}" if prefix else f"{value:.0f} {unit}"
 
 
 def _short(spec: ComponentSpec) -> str:
@@ -91,16 +105,46 @@ def _short(spec: ComponentSpec) -> str:
     return " ".join(shown)
 
 
-def _training(recipe: Recipe) -> Table:
+def _check_batch(recipe: Recipe, ranks: int) -> None:
+    """Every rank gets an equal part of every micro-batch."""
+    training = recipe.training
+    parts = training.accumulate * ranks
+    if training.batch_size % parts:
+        below = training.batch_size // parts * parts
+        fitting = [str(size) for size in (below, below + parts) if size]
+        cut = f"{ranks} ranks"
+        if training.accumulate > 1:
+            cut += f" of {training.accumulate} micro-batches each"
+        raise recipe.error(
+            ("training", "batch_size"),
+            f"{training.batch_size} samples are not equal parts for {cut}: take "
+            f"{' or '.join(fitting)}, or another number of ranks",
+        )
+
+
+def _training(recipe: Recipe, modalities: dict[str, Modality], ranks: int) -> Table:
     """How steps are taken, beside what the table of rounds says."""
     training = recipe.training
     rows = [("optimizer", _short(training.optimizer)), ("schedule", _short(training.schedule))]
     if training.final_round is not None and training.final_round.schedule is not None:
         rows.append(("schedule of the last round", _short(training.final_round.schedule)))
+    steps = assembly.training_settings(recipe).steps_per_epoch
+    rows.append(("an epoch", f"{steps:,} steps"))
     rows.append(("precision", training.precision + ", compiled" * training.compile))
     if training.accumulate > 1:
         size = training.batch_size // training.accumulate
         rows.append(("a batch", f"{training.accumulate} micro-batches of {size}"))
+    if ranks > 1:
+        rows.append(("ranks", f"{ranks:,}"))
+        rows.append(("clips of a step, a rank", f"{training.batch_size // ranks:,}"))
+    clips = {name: modality.empty().nbytes for name, modality in modalities.items()}
+
+    def decoded(count: int) -> str:
+        return ", ".join(f"{name} {quantity(count * n, 'B')}" for name, n in clips.items())
+
+    rows.append(("decoded clips of a step", decoded(training.batch_size)))
+    if ranks > 1:
+        rows.append(("decoded clips of a step, a rank", decoded(training.batch_size // ranks)))
     if training.early_stop:
         rows.append(("early stop", f"when the validation loss rose {training.early_stop} times"))
     if training.freeze_encoders:

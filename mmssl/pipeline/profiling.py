@@ -16,7 +16,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from mmssl.errors import UserError
 from mmssl.pipeline.stages import placed, pretraining
 from mmssl.recipe import Recipe
 from mmssl.training.features import Streamed
+from mmssl.training.interruption import StopRequests
 from mmssl.training.log import Log
 from mmssl.training.loop import Pretraining
 from mmssl.training.progress import Progress, Silent
@@ -193,7 +193,7 @@ def _rehearse(training: Pretraining, folder: Path, progress: Progress) -> int:
                 stream=training.stream,
                 log=log,
                 progress=Silent(),
-                stop=Event(),
+                stop=StopRequests(),
                 rows=rows,
             )
         )

@@ -4,18 +4,21 @@ import json
 import math
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from mmssl.contracts import Dataset, Evaluation, Evaluator, LabelledFeatures, Modality
+from mmssl.contracts import Dataset, Evaluation, Evaluator, LabelledFeatures, Modality, Split
+from mmssl.data.cores import cores
 from mmssl.data.skipped import Skipped
 from mmssl.errors import UserError
 from mmssl.pipeline import assembly
 from mmssl.pipeline.run_folder import RunFolder
 from mmssl.recipe import Recipe
+from mmssl.training import distributed
 from mmssl.training.checkpoints import write_atomically
 from mmssl.training.encoders import Encoders
 from mmssl.training.features import FeatureStream
@@ -29,7 +32,7 @@ def stage_names(recipe: Recipe) -> list[str]:
 
 
 def run_stage(recipe: Recipe, stage: str, progress: Progress) -> None:
-    """Run one stage to its end, or from where it was left.
+    """Run one stage to its end, or from where it was left; every rank calls it.
 
     Args:
         recipe: the run's.
@@ -38,12 +41,15 @@ def run_stage(recipe: Recipe, stage: str, progress: Progress) -> None:
     """
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
+    elif distributed.place().local_size > 1:  # they share the machine's cores
+        torch.set_num_threads(max(1, cores() // distributed.place().local_size))
     folder = RunFolder(recipe)
     if stage == "pretrain":
         pretrain(recipe, folder, progress)
     else:
         evaluate(recipe, stage, folder, progress)
-    folder.finish(stage)
+    if distributed.is_main():
+        folder.finish(stage)
 
 
 def pretrain(recipe: Recipe, folder: RunFolder, progress: Progress) -> None:
@@ -61,10 +67,10 @@ def pretraining(recipe: Recipe, folder: Path, progress: Progress) -> Pretraining
     modalities = assembly.build_modalities(recipe)
     encoders = assembly.build_encoders(recipe)
     objective = assembly.build_objective(recipe, encoders)
-    train, validation = assembly.build_datasets(recipe)
+    train, validation = distributed.main_first(lambda: assembly.build_datasets(recipe))
     for dataset in (train, validation):
         if dataset is not None:
-            dataset.materialise(progress)
+            distributed.main_first(partial(dataset.materialise, progress))
     if recipe.training.channels_last:
         assembly.to_memory_format(encoders)
     if recipe.training.compile:
@@ -101,8 +107,12 @@ def evaluate(recipe: Recipe, name: str, folder: RunFolder, progress: Progress) -
     spec = recipe.evaluations[name]
     evaluator: Evaluator = spec.build()
     out = folder.evaluation(name)
-    shutil.rmtree(out, ignore_errors=True)  # of another recipe's evaluation, or left half done
-    out.mkdir(parents=True)
+
+    def begin() -> None:
+        shutil.rmtree(out, ignore_errors=True)  # of another recipe's evaluation, or left half done
+        out.mkdir(parents=True)
+
+    distributed.on_main(begin)
     context = Context(
         recipe=recipe,
         run_folder=folder.path,
@@ -110,7 +120,7 @@ def evaluate(recipe: Recipe, name: str, folder: RunFolder, progress: Progress) -
         weights=weights,
         device=assembly.choose_device(recipe),
         components=assembly.build_modalities(recipe),
-        pretraining_data=recipe.data.train.build(),
+        pretraining_data=distributed.main_first(lambda: assembly.build_datasets(recipe)[0]),
         title=name,
         progress=progress,
     )
@@ -118,7 +128,8 @@ def evaluate(recipe: Recipe, name: str, folder: RunFolder, progress: Progress) -
         result = evaluator.evaluate(context)
     except UserError as error:
         raise recipe.error(("evaluations", name), str(error)) from error
-    write_evaluation(out, result)
+    if distributed.is_main():
+        write_evaluation(out, result)
 
 
 def write_evaluation(folder: Path, result: Evaluation) -> None:
@@ -182,31 +193,42 @@ class Context:
         views: int = 1,
     ) -> dict[str, LabelledFeatures]:
         """Features by modality of a labelled dataset's clips."""
-        dataset.materialise(self.progress)
+        distributed.main_first(partial(dataset.materialise, self.progress))
         encoders = self._encoders(weights)
+        ledger = self._ledger(dataset)
         stream = FeatureStream(
             encoders=encoders,
             modalities=self.components,
             device=self.device,
             precision=self.recipe.training.precision,
-            batch_size=self.recipe.training.batch_size // self.recipe.training.accumulate,
+            batch_size=self._batch_size(),
             settings=assembly.loader_settings(self.recipe, self.device),
             seed=self.recipe.seed,
-            unreadable=self._ledger(dataset),
+            unreadable=ledger,
             channels_last=self.recipe.training.channels_last,
         )
         collected: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {
             name: [] for name in self.modalities
         }
         title = f"{self.title}: features of {weights} encoders"
-        with self.progress.task(title, len(dataset) * views) as advance:
-            for batch in stream(dataset, np.arange(len(dataset)), views=views):
+        own = distributed.share(len(dataset))
+        with self.progress.task(title, len(own) * views) as advance:
+            for batch in stream(dataset, np.arange(own.start, own.stop), views=views):
                 for name, rows in collected.items():
                     use = batch.present[name] & (batch.labels >= 0)
                     pooled = batch.pooled[name].cpu().numpy()
                     rows.append((batch.index[use], pooled[use], batch.labels[use]))
                 advance(len(batch.index))
-        return {name: _mean_over_views(rows) for name, rows in collected.items()}
+        for found in distributed.share_objects(ledger.pending):
+            for split, unreadable in found:
+                ledger.learn(split, unreadable)
+        ledger.pending = []
+        return {name: _from_all_ranks(_mean_over_views(rows)) for name, rows in collected.items()}
+
+    def _batch_size(self) -> int:
+        """Clips in a forward pass: as many as a rank trains on at a time."""
+        training = self.recipe.training
+        return max(1, training.batch_size // training.accumulate // distributed.size())
 
     def _ledger(self, dataset: Dataset) -> Skipped:
         """``skipped-N.jsonl`` of the N-th dataset: rows of two must not be counted together."""
@@ -214,7 +236,9 @@ class Context:
             if known is dataset:
                 return ledger
         path = self.folder / f"skipped-{len(self._ledgers) + 1}.jsonl"
-        ledger = Skipped(path, {"train": len(dataset)}, self.recipe.data.max_bad)
+        sizes: dict[Split, int] = {"train": len(dataset)}
+        writes = distributed.is_main()
+        ledger = Skipped(path, sizes, self.recipe.data.max_bad, writes=writes)
         self._ledgers.append((dataset, ledger))
         return ledger
 
@@ -231,11 +255,27 @@ def _mean_over_views(
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> LabelledFeatures:
     """Clips of one sample stand next to each other; average them."""
+    if not rows:  # a rank without rows
+        return LabelledFeatures(np.empty(0, int), np.empty((0, 0), np.float32), np.empty(0, int))
     index, pooled, labels = (np.concatenate(part) for part in zip(*rows, strict=True))
     unique, first, counts = np.unique(index, return_index=True, return_counts=True)
     if len(unique) != len(index):
         pooled = np.add.reduceat(pooled, first, axis=0) / counts[:, None].astype(np.float32)
     return LabelledFeatures(unique, pooled, labels[first])
+
+
+def _from_all_ranks(own: LabelledFeatures) -> LabelledFeatures:
+    """The features of every rank's share, on every rank: a labelled dataset's are not large."""
+    if distributed.size() == 1:
+        return own
+    found = [part for part in distributed.share_objects(own) if len(part.index)]
+    if not found:
+        return own
+    return LabelledFeatures(
+        np.concatenate([part.index for part in found]),
+        np.concatenate([part.pooled for part in found]),
+        np.concatenate([part.labels for part in found]),
+    )
 
 
 def read_results(folder: RunFolder) -> dict[str, dict[str, Any]]:

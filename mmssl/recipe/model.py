@@ -81,6 +81,11 @@ class Data(Typed):
     validation: DatasetSpec | None = Field(
         default=None, description="A dataset on which the loss is measured after every epoch."
     )
+    limit: Positive | None = Field(
+        default=None,
+        description="Use only so many samples of the training data, spread evenly over it; null: "
+        "all.",
+    )
     workers: Count = Field(
         default=2,
         description="Processes that read media, per rank; 0 reads in the training process.",

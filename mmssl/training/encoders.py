@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from mmssl.contracts import Backbone, Features
+from mmssl.training import distributed
+from mmssl.training.batch_norm import uncounted
 from mmssl.training.checkpoints import write_atomically
 
 
@@ -40,6 +43,7 @@ class Encoders(nn.Module):
             clips: prepared clips, ``[B, ...]`` by modality.
             present: ``[B]`` bool by modality, on the CPU.
         """
+        everywhere = self._rows_everywhere(present)
         features: dict[str, Features] = {}
         for key, backbone in self.backbones.items():
             names = key.split("+")
@@ -47,9 +51,18 @@ class Encoders(nn.Module):
                 features |= backbone(
                     {name: clips[name] for name in names}, {name: present[name] for name in names}
                 )
+            elif self.training:
+                features[key] = _train(backbone, clips[key], present[key], everywhere[key])
             else:
-                features[key] = _forward_present(backbone, clips[key], present[key], self.training)
+                features[key] = _measure(backbone, clips[key], present[key])
         return features
+
+    def _rows_everywhere(self, present: dict[str, Tensor]) -> dict[str, int]:
+        """How many rows of the global batch have each modality."""
+        counts = torch.stack([mask.sum() for mask in present.values()])
+        if self.training:  # elsewhere no rank needs to know of the others
+            counts = distributed.total(counts)
+        return {name: int(count) for name, count in zip(present, counts, strict=True)}
 
     def save(self, path: Path) -> None:
         """Write all weights as safetensors, atomically."""
@@ -60,27 +73,47 @@ class Encoders(nn.Module):
         load_model(self, path)
 
 
-def _forward_present(
-    backbone: nn.Module, clip: Tensor, present: Tensor, training: bool
-) -> Features:
-    """Keep absent rows away from a network in training, whose BatchNorm would learn from zeros."""
-    if bool(present.all()):
-        return backbone(clip)
-    rows = present.nonzero().squeeze(1).to(clip.device)
-    if training and len(rows) > 0:
-        # BatchNorm refuses a single value per channel: a lonely row stands twice.
-        some = backbone(clip[rows] if len(rows) > 1 else clip[rows.repeat(2)])
-        return Features(
-            _spread(some.pooled[: len(rows)], rows, len(clip)),
-            None if some.tokens is None else _spread(some.tokens[: len(rows)], rows, len(clip)),
-        )
-    # Nothing to learn from: eval mode tells the features' shapes and touches no statistics.
-    backbone.eval()
+def _measure(backbone: nn.Module, clip: Tensor, present: Tensor) -> Features:
+    """Features of all rows, zeros where they are absent."""
     features: Features = backbone(clip)
-    backbone.train(training)
+    if bool(present.all()):
+        return features
     mask = present.to(clip.device)[:, None]
     tokens = None if features.tokens is None else features.tokens * mask[..., None]
     return Features(features.pooled * mask, tokens)
+
+
+def _train(backbone: nn.Module, clip: Tensor, present: Tensor, everywhere: int) -> Features:
+    """Keep absent rows away from a network in training, whose BatchNorm would learn from zeros.
+
+    All ranks take part in what normalises over all of them, or they would wait for each other.
+
+    Args:
+        backbone: of one modality, in training mode.
+        clip: ``[B, ...]``.
+        present: ``[B]`` bool, on the CPU.
+        everywhere: rows that have the modality, over all ranks.
+    """
+    if everywhere == len(present) * distributed.size():
+        features: Features = backbone(clip)
+        return features
+    if everywhere == 0:
+        # Nothing to learn from: eval mode tells the features' shapes and touches no statistics.
+        backbone.eval()
+        features = _measure(backbone, clip, present)
+        backbone.train()
+        return features
+    rows = present.nonzero().squeeze(1).to(clip.device)
+    if len(rows) == 0:
+        with uncounted():
+            some = backbone(clip[:1])
+    else:
+        # BatchNorm refuses a single value per channel: a lonely row stands twice.
+        some = backbone(clip[rows] if everywhere > 1 else clip[rows.repeat(2)])
+    return Features(
+        _spread(some.pooled[: len(rows)], rows, len(clip)),
+        None if some.tokens is None else _spread(some.tokens[: len(rows)], rows, len(clip)),
+    )
 
 
 def _spread(values: Tensor, rows: Tensor, size: int) -> Tensor:

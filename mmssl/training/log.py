@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mmssl.contracts import Tracker
 
@@ -17,23 +17,32 @@ class Log:
     log of a killed run reads like that of one never killed.
 
     Args:
-        folder: the run's.
+        folder: the run's; None on ranks that keep no record.
         trackers: where records go besides.
         length: bytes of the log that belong to the checkpoint; 0 to begin.
         step: global step of the checkpoint.
     """
 
     def __init__(
-        self, folder: Path, trackers: Sequence[Tracker], *, length: int = 0, step: int = 0
+        self,
+        folder: Path | None,
+        trackers: Sequence[Tracker],
+        *,
+        length: int = 0,
+        step: int = 0,
     ) -> None:
-        self._file = open(folder / "log.jsonl", "ab")  # noqa: SIM115 - closed in close()
-        self._file.truncate(min(length, self._file.seek(0, os.SEEK_END)))
-        self._trackers = trackers
-        for tracker in trackers:
-            tracker.open(folder, step)
+        self._file: BinaryIO | None = None
+        self._trackers = trackers if folder else ()
+        if folder:
+            self._file = open(folder / "log.jsonl", "ab")  # noqa: SIM115 - closed in close()
+            self._file.truncate(min(length, self._file.seek(0, os.SEEK_END)))
+            for tracker in trackers:
+                tracker.open(folder, step)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record; numbers that JSON does not know become null."""
+        if self._file is None:
+            return
         plain = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in record.items()
@@ -45,13 +54,16 @@ class Log:
 
     def length(self) -> int:
         """Bytes written so far, safely on the disk."""
+        if self._file is None:
+            return 0
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
         """Close the file and the trackers."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         for tracker in self._trackers:
             tracker.close()
 

@@ -8,17 +8,23 @@
 What a step computes is a function of the state at its beginning and of its number: samples,
 windows, augmentations and dropout are drawn from the seed and the position. A checkpoint is
 therefore the parameters, the optimizer's state and a few integers.
+
+Several ranks (`mmssl.training.distributed`) go through the same steps, each with its part of every
+batch, and hold the same parameters. The main one writes; where all must do the same, as when one
+is asked to stop, they decide together at the end of a step.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.contracts import Batch, Dataset, Losses, Modality, Objective, Split, Tracker
 from mmssl.data import timing
@@ -27,20 +33,46 @@ from mmssl.data.loading import (
     ClipReader,
     Loaded,
     LoaderSettings,
+    Part,
     ordered_batches,
     training_batches,
 )
 from mmssl.data.sampling import Sampler
 from mmssl.data.skipped import Skipped
 from mmssl.errors import UserError
-from mmssl.training import checkpoints
+from mmssl.training import checkpoints, distributed
+from mmssl.training.batch_norm import synchronise
 from mmssl.training.encoders import Encoders
 from mmssl.training.features import FeatureStream, autocast, prepare
-from mmssl.training.interruption import Interrupted, stop_requests
+from mmssl.training.interruption import stop_requests
 from mmssl.training.log import Log
 from mmssl.training.progress import Advance, Progress
 from mmssl.training.rounds import TrainingRound
 from mmssl.training.settings import RoundPlan, Settings, State, saturated
+
+
+class _Network(nn.Module):
+    """From a batch on the device to its losses: what several ranks compute in parallel."""
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        objective: Objective,
+        modalities: Mapping[str, Modality],
+        channels_last: bool,
+    ) -> None:
+        super().__init__()
+        self.encoders = encoders
+        self.objective = objective
+        self._modalities = modalities
+        self._channels_last = channels_last
+
+    def forward(self, batch: Batch, augment: bool) -> Losses:
+        with timing.step("prepare"):
+            seeds = batch.seeds if augment else None
+            clips = prepare(batch.clips, self._modalities, seeds, self._channels_last)
+        with timing.step("forward"):
+            return self.objective.loss(batch, self.encoders(clips, batch.present))
 
 
 class Pretraining:
@@ -94,17 +126,23 @@ class Pretraining:
         self.state = State()
         self.optimizer = self._new_optimizer()
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self._network = _Network(self.encoders, self.objective, modalities, settings.channels_last)
+        self._parallel: nn.Module = self._network
+        self._part = Part(distributed.rank(), distributed.size(), settings.accumulate)
+        if distributed.size() > 1:
+            synchronise(self._network)
         self.skipped = Skipped(
             folder / "skipped.jsonl",
             {split: len(dataset) for split, dataset in self.datasets.items()},
             settings.max_bad,
+            writes=distributed.is_main(),
         )
         self.stream = FeatureStream(
             encoders=self.encoders,
             modalities=modalities,
             device=device,
             precision=settings.precision,
-            batch_size=settings.batch_size // settings.accumulate,
+            batch_size=settings.batch_size // settings.accumulate // distributed.size(),
             settings=loader,
             seed=settings.seed,
             unreadable=self.skipped,
@@ -118,7 +156,7 @@ class Pretraining:
             Interrupted: a signal came; the state is saved.
             UserError: the loss is not finite, or too many files are unreadable.
         """
-        saved = checkpoints.load_newest(self.folder / "checkpoints")
+        saved = distributed.main_first(lambda: checkpoints.load_newest(self.folder / "checkpoints"))
         if saved is not None and saved["data"] != self.digests:
             raise UserError(
                 f"the data of {self.folder} have changed since it began, and pseudo-labels are "
@@ -131,7 +169,7 @@ class Pretraining:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scaler.load_state_dict(saved["scaler"])
         self.log = Log(
-            self.folder,
+            self.folder if distributed.is_main() else None,
             self.trackers,
             length=saved["log_length"] if saved else 0,
             step=self.state.global_step,
@@ -145,12 +183,14 @@ class Pretraining:
                     self._round()
         finally:
             self.log.close()
-        self.encoders.save(self.folder / "checkpoints" / "encoders.safetensors")
+        if distributed.is_main():
+            self.encoders.save(self.folder / "checkpoints" / "encoders.safetensors")
 
     def _round(self) -> None:
         """One round, or what a checkpoint left of it."""
         state, plan = self.state, self.plan(self.state.round)
         anew = self._begin_round(resumed=state.begun)
+        self._tell_skipped()
         if not state.begun:
             if self.settings.restart_optimizer and state.round > 1:
                 self.optimizer = self._new_optimizer()
@@ -160,6 +200,7 @@ class Pretraining:
             self._save()
         steps = self.settings.steps_per_epoch * plan.epochs
         title = f"round {state.round}/{self.objective.rounds}: training"
+        self._parallelise()
         with self.progress.task(title, steps, state.step) as advance:
             self._steps(plan, steps, advance)
         state.next_round(self.objective.rounds)
@@ -183,6 +224,24 @@ class Pretraining:
             )
         )
 
+    def _parallelise(self) -> None:
+        """Average gradients over ranks; anew in each round, for which an objective may change."""
+        if distributed.size() > 1:
+            with warnings.catch_warnings():  # torch 2.14 calls broadcast_buffers otherwise
+                warnings.simplefilter("ignore", FutureWarning)
+                self._parallel = DistributedDataParallel(
+                    self._network,
+                    broadcast_buffers=False,  # statistics are of all ranks already
+                    find_unused_parameters=True,  # an objective need not use all in every step
+                )
+
+    def _tell_skipped(self) -> None:
+        """Let every rank know which samples the others found unreadable."""
+        pending, self.skipped.pending = self.skipped.pending, []
+        for found in distributed.share_objects(pending):
+            for split, unreadable in found:
+                self.skipped.learn(split, unreadable)
+
     def _steps(self, plan: RoundPlan, steps: int, advance: Advance) -> None:
         batches = self.batches(steps - self.state.step, self.objective.balanced_over())
         self.train_mode()
@@ -204,6 +263,7 @@ class Pretraining:
             batch_size=self.settings.batch_size,
             count=count,
             settings=self.loader,
+            part=self._part,
         )
 
     def _train(
@@ -239,13 +299,19 @@ class Pretraining:
                         f"epochs running; stopped after epoch {len(state.validation)}"
                     )
                     break
-            if self._save_is_due():
-                self._check_finite(losses.total)
-                self._save()
-            if self._stop.is_set():
-                self._check_finite(losses.total)
-                self._save()
-                raise Interrupted
+            if self._decide(losses):
+                raise self._stop.interrupted()
+
+    def _decide(self, losses: Losses) -> bool:
+        """At the end of a step, together: save if it is due, tell what was unreadable, and stop?"""
+        own = self._stop.level, len(self.skipped.pending), int(self._save_is_due())
+        self._stop.level, unreadable, due = distributed.maximum(own)
+        if unreadable:
+            self._tell_skipped()
+        if due or self._stop.is_set():
+            self._check_finite(losses.total)
+            self._save()
+        return self._stop.is_set()
 
     def step(self, batch: Batch, factor: float) -> Losses:
         """One optimizer step; gradients are averaged over micro-batches.
@@ -255,18 +321,22 @@ class Pretraining:
             factor: on the peak learning rate.
         """
         settings = self.settings
-        torch.manual_seed(derive_seed(settings.seed, "step", self.state.global_step))
+        rank = distributed.rank()  # whose rows are others, and dropped otherwise
+        of_rank = (rank,) if rank else ()
+        torch.manual_seed(derive_seed(settings.seed, "step", self.state.global_step, *of_rank))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.device)
-        for part in batch.chunk(settings.accumulate):
+        parts = batch.chunk(settings.accumulate)
+        for number, part in enumerate(parts, start=1):
             with timing.step("transfer"):
                 part = part.to(self.device)
-            losses = self._forward(part, augment=True)
-            with timing.step("backward"):
-                self.scaler.scale(losses.total / settings.accumulate).backward()
+            with self._gradients(last=number == len(parts)):
+                losses = self._forward(part, augment=True)
+                with timing.step("backward"):
+                    self.scaler.scale(losses.total / settings.accumulate).backward()
             total += losses.total.detach() / settings.accumulate
             for name, value in losses.parts.items():
                 sums[name] = sums.get(name, 0) + value / settings.accumulate
@@ -275,14 +345,18 @@ class Pretraining:
             self.scaler.update()
         return Losses(total, sums)
 
+    def _gradients(self, *, last: bool) -> AbstractContextManager[None]:
+        """Ranks average their gradients once a step, after its last micro-batch."""
+        if last or not isinstance(self._parallel, DistributedDataParallel):
+            return nullcontext()
+        return self._parallel.no_sync()
+
     def _forward(self, batch: Batch, *, augment: bool) -> Losses:
+        # DDP prepares for gradients, of which there are none in validation.
+        network = self._parallel if augment else self._network
         with autocast(self.device, self.settings.precision):
-            seeds = batch.seeds if augment else None
-            with timing.step("prepare"):
-                clips = prepare(batch.clips, self.modalities, seeds, self.settings.channels_last)
-            with timing.step("forward"):
-                features = self.encoders(clips, batch.present)
-                return self.objective.loss(batch, features)
+            losses: Losses = network(batch, augment)
+        return losses
 
     def _validate(self) -> None:
         """The losses on the validation clips, averaged over the samples that each is a mean of."""
@@ -295,18 +369,24 @@ class Pretraining:
         loader = ordered_batches(
             reader,
             range(len(dataset)),
-            batch_size=self.stream.batch_size,
+            batch_size=self.settings.batch_size // self.settings.accumulate,
             split="validation",
             settings=self.loader,
+            part=self._part,
         )
         title = f"round {self.state.round}/{self.objective.rounds}: validation"
-        with closing(loader), self.progress.task(title, len(dataset)) as advance:
+        left = len(dataset)
+        with closing(loader), self.progress.task(title, left) as advance:
             for loaded in loader:
                 for failure in loaded.unreadable:
                     self.skipped("validation", failure)
-                with torch.no_grad():
+                # The last few rows, which ranks cannot share, are the same on each of them.
+                shared = left >= distributed.size()
+                rows = len(loaded.batch) * (distributed.size() if shared else 1)
+                left -= rows
+                with torch.no_grad(), nullcontext() if shared else distributed.alone():
                     losses = self._forward(loaded.batch.to(self.device), augment=False)
-                whole = torch.tensor(float(len(loaded.batch)), device=self.device)
+                whole = torch.tensor(float(rows), device=self.device)
                 counts = {name: count.double() for name, count in losses.counts.items()}
                 if counts:  # samples that lack what a loss needs do not count in its mean
                     whole = torch.stack(list(counts.values())).mean()
@@ -314,9 +394,13 @@ class Pretraining:
                     weight = counts.get(name, whole)
                     sums[name] = sums.get(name, 0) + value.double() * weight
                     weights[name] = weights.get(name, 0) + weight
-                advance(len(loaded.batch))
+                advance(rows)
         self.train_mode()
-        means = {name: float(sums[name] / weights[name].clamp(min=1e-9)) for name in sums}
+        self._tell_skipped()
+        means = {
+            name: float(distributed.mean(sums[name]) / weights[name].clamp(min=1e-9))
+            for name in sums
+        }
         self.state.validation.append(means["loss"])
         self.log.write(
             {
@@ -343,7 +427,9 @@ class Pretraining:
     def _log_step(
         self, losses: Losses, factor: float, steps: int, spent: float, waited: float
     ) -> dict[str, str]:
-        loss = self._check_finite(losses.total)
+        self._check_finite(losses.total)
+        values = [value.detach().double() for value in (losses.total, *losses.parts.values())]
+        loss, *parts = distributed.mean(torch.stack(values)).tolist()
         rate = steps * self.settings.batch_size / spent
         self.log.write(
             {
@@ -352,7 +438,7 @@ class Pretraining:
                 "round": self.state.round,
                 "epoch": round(self.state.step / self.settings.steps_per_epoch, 4),
                 "loss": loss,
-                **{name: float(value) for name, value in losses.parts.items()},
+                **dict(zip(losses.parts, parts, strict=True)),
                 "lr": self.optimizer.param_groups[0]["peak_lr"] * factor,
                 "clips_per_second": round(rate, 2),
                 "data_wait": round(waited / spent, 4),
@@ -364,23 +450,25 @@ class Pretraining:
             "waiting for data": f"{waited / spent:.0%}",
         }
 
-    def _check_finite(self, loss: Tensor) -> float:
-        value = float(loss)
+    def _check_finite(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
             raise UserError(
-                f"the loss is {value} at round {self.state.round}, step {self.state.step}: start "
-                "again under another name (name=...) with a lower training.optimizer.lr or a "
+                f"the loss is {float(loss)} at round {self.state.round}, step {self.state.step}: "
+                "start again under another name (name=...) with a lower training.optimizer.lr or a "
                 "longer warm-up"
             )
-        return value
 
     def _save_is_due(self) -> bool:
         steps, minutes = self.settings.checkpoint_steps, self.settings.checkpoint_minutes
+        if not distributed.is_main():  # whose clock decides
+            return False
         if steps and self.state.step % steps == 0:
             return True
         return minutes is not None and time.monotonic() - self._last_saved > 60 * minutes
 
     def _save(self) -> None:
+        if not distributed.is_main():
+            return
         if not all(bool(p.isfinite().all()) for p in self.encoders.parameters()):
             raise UserError(
                 f"parameters are not finite at round {self.state.round}, step {self.state.step}, "

@@ -1,6 +1,5 @@
 """What the loop lends an objective between rounds: see `mmssl.contracts.Round`."""
 
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from mmssl.contracts import IGNORE, Dataset, Split
 from mmssl.data.draws import derive_seed
 from mmssl.training.features import FeatureStream, Streamed
-from mmssl.training.interruption import Interrupted
+from mmssl.training.interruption import StopRequests
 from mmssl.training.log import Log
 from mmssl.training.progress import Progress
 
@@ -31,7 +30,7 @@ class TrainingRound:
     stream: FeatureStream
     log: Log
     progress: Progress
-    stop: threading.Event
+    stop: StopRequests
 
     @property
     def folder(self) -> Path:
@@ -75,7 +74,7 @@ class TrainingRound:
                 yield batch
                 advance(len(batch.index))
                 if self.stop.is_set():
-                    raise Interrupted
+                    raise self.stop.interrupted()
 
     def truth(self, split: Split = "train") -> np.ndarray | None:
         """The dataset's labels, for measuring."""

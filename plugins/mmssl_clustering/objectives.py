@@ -23,11 +23,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mmssl.contracts import IGNORE, Batch, Features, Losses, Objective, Round, Split
+from mmssl.contracts import IGNORE, Batch, Features, Losses, Objective, Round, Split, Table
 from mmssl.errors import UserError
+from mmssl.training import distributed
 from mmssl.training.encoders import Encoders
+from mmssl_clustering import costs
 from mmssl_clustering.kmeans import Mode
-from mmssl_clustering.relabel import Clustering, Method, labels_path, relabel
+from mmssl_clustering.relabel import Clustering, Method, labels_path, relabel, seen
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -132,7 +134,7 @@ class DeepClustering(Objective, ABC):
         relabel(round, self.clusterings, self._method)
         self._labels = {
             split: {
-                c.name: np.load(labels_path(round.folder, c.name, split), mmap_mode="r")
+                c.name: seen(labels_path(round.folder, c.name, split), mapped=True)
                 for c in self.clusterings
             }
             for split in round.sizes
@@ -155,6 +157,22 @@ class DeepClustering(Objective, ABC):
         """The labellings of this round, if ``balance`` is set."""
         return list(self._labels["train"].values()) if self._balance else ()
 
+    def plan(self, *, samples: int, ranks: int) -> Sequence[Table]:
+        """What clustering costs in each round."""
+        dims = {
+            modality: next(iter(heads.values())).in_features  # type: ignore[operator]
+            for modality, heads in self.heads.items()
+        }
+        return costs.tables(
+            self.clusterings,
+            self._method,
+            dims=dims,
+            samples=samples,
+            ranks=ranks,
+            rounds=self.rounds,
+            balance=self._balance,
+        )
+
     def loss(self, batch: Batch, features: dict[str, Features]) -> Losses:
         """Cross-entropy of every classifier, summed over modalities and labellings.
 
@@ -168,13 +186,14 @@ class DeepClustering(Objective, ABC):
             for name, head in heads.items():  # type: ignore[operator]  # a ModuleDict
                 target = self._targets(batch, modality, name).to(pooled.device)
                 logits = head(pooled)
-                count = (target != IGNORE).sum()
-                valid = count.clamp(min=1)
-                loss = cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="sum")
-                total = total + loss / valid
+                summed = cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="sum")
+                count = distributed.total((target != IGNORE).sum())
+                loss = distributed.global_mean(summed, count)
+                right = distributed.global_mean((logits.argmax(1) == target).sum(), count)
+                total = total + loss
                 label = f"{modality}" if len(heads) == 1 else f"{modality}<-{name}"  # type: ignore[arg-type]
-                parts[f"{label}/loss"] = (loss / valid).detach()
-                parts[f"{label}/accuracy"] = (logits.argmax(1) == target).sum() / valid
+                parts[f"{label}/loss"] = loss.detach()
+                parts[f"{label}/accuracy"] = right
                 counts |= {f"{label}/loss": count, f"{label}/accuracy": count}
         return Losses(total, parts, counts)
 

@@ -10,14 +10,21 @@
       health.json               how the clusters look; written last
 
 Each file appears when it is whole, so a kill costs at most the step it interrupts: centroids are
-not fitted twice, and labelling goes on at the last batch that reached the disk. Nothing that
+not fitted twice, and labelling goes on at the last block that reached the disk. Nothing that
 grows with N is held but 4 bytes a sample and clustering: the subsample has at most
 ``points_per_centroid * k`` rows.
+
+Of several ranks each computes the features of its share of rows. The subsample meets on rank 0,
+where faiss fits centroids, as it would in a single process; labels are written in blocks of rows,
+each by one rank, and a later process with another number of ranks finds the same blocks.
 """
 
 import json
+import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,12 +36,16 @@ from torch.nn.functional import normalize
 from mmssl.contracts import IGNORE, Round, Split
 from mmssl.data.sampling import Permutation
 from mmssl.errors import UserError
+from mmssl.training import distributed
 from mmssl.training.checkpoints import write_atomically
 from mmssl_clustering import measures
 from mmssl_clustering.kmeans import Mode, Preprocessing, assign, fit
 
-# Batches between two notes of how far labelling has come.
-_NOTE_EVERY = 64
+# Rows in a block of labels: at least so many, and in so many blocks at least, but no larger.
+_SMALLEST, _BLOCKS, _LARGEST = 256, 64, 16_384
+
+# Seconds until a file that another machine wrote must be seen on a shared file system.
+_SEEN_AFTER = 120.0
 
 
 @dataclass(frozen=True)
@@ -110,9 +121,10 @@ def relabel(round: Round, clusterings: Sequence[Clustering], method: Method) -> 
     Raises:
         UserError: fewer samples than clusters, or a resumed round whose labels are gone.
     """
+    labels = [labels_path(round.folder, c.name) for c in clusterings]
     health = round.folder / "health.json"
-    if health.is_file() and all(labels_path(round.folder, c.name).is_file() for c in clusterings):
-        if not round.resumed:
+    if distributed.on_main(lambda: health.is_file() and all(path.is_file() for path in labels)):
+        if not round.resumed and distributed.is_main():
             round.report(json.loads(health.read_text()))
         return
     if round.resumed:
@@ -121,19 +133,26 @@ def relabel(round: Round, clusterings: Sequence[Clustering], method: Method) -> 
             "folder, or start under another name"
         )
     sample = _fit(round, clusterings, method)
-    _label_all(round, clusterings, sample)
+    if sample is None:
+        _label_all(round, clusterings)
+    else:
+        _label_sample(round, clusterings, sample)
     if "validation" in round.sizes:
-        for clustering, labels in _label_split(round, clusterings, "validation").items():
-            _save_array(labels_path(round.folder, clustering, "validation"), labels)
+        _label_validation(round, clusterings)
+    distributed.on_main(lambda: _conclude(round, clusterings, method))
+
+
+def _conclude(round: Round, clusterings: Sequence[Clustering], method: Method) -> None:
+    """Look at the finished labels, on rank 0: what is found there ends the run on every rank."""
     figures = _health(round, clusterings)
     _watch(round, clusterings, method, figures)
-    _save_json(health, figures)
+    _save_json(round.folder / "health.json", figures)
     round.report(figures)
 
 
 @dataclass
 class _Sample:
-    """Features of the rows that centroids are fitted on, once for all labellings.
+    """Features of this rank's share of the rows that centroids are fitted on.
 
     Attributes:
         index: ``[n]`` int64, ascending.
@@ -174,6 +193,8 @@ class _Sample:
 
     def matrix(self, clustering: Clustering, chosen: np.ndarray) -> np.ndarray:
         """``[m, d]``: features of the chosen rows (``[n]`` bool) that have all sources."""
+        if not len(self.index):  # more ranks than rows: this one does not know d
+            return np.empty((0, 0), np.float32)
         rows = clustering.present(self.present) & chosen
         if len(clustering.sources) == 1 and rows.all():
             return self.pooled[clustering.sources[0]]
@@ -183,7 +204,10 @@ class _Sample:
 
 def _fit(round: Round, clusterings: Sequence[Clustering], method: Method) -> _Sample | None:
     """Centroids of every labelling; returns the subsample where it is the whole dataset."""
-    if all(_centroids_path(round.folder, c).is_file() for c in clusterings):
+    todo = distributed.on_main(
+        lambda: [c for c in clusterings if not _centroids_path(round.folder, c).is_file()]
+    )
+    if not todo:
         return None
     size = round.sizes["train"]
     # One subsample for all labellings, the same whichever of them are done already: features
@@ -191,15 +215,20 @@ def _fit(round: Round, clusterings: Sequence[Clustering], method: Method) -> _Sa
     wanted = min(size, max(c.k for c in clusterings) * method.points_per_centroid)
     drawn = Permutation(size, round.seed)(np.arange(wanted))
     order = np.argsort(drawn)
-    sample = _Sample.read(round, drawn[order])
-    for c in clusterings:
-        if not _centroids_path(round.folder, c).is_file():
-            # Those with fewer clusters take the rows drawn first.
-            _fit_one(round, c, sample.matrix(c, order < c.k * method.points_per_centroid), method)
+    share = distributed.share(wanted)
+    own = order[share.start : share.stop]
+    sample = _Sample.read(round, drawn[own])
+    for c in todo:
+        # Those with fewer clusters take the rows drawn first.
+        matrix = distributed.collect(sample.matrix(c, own < c.k * method.points_per_centroid))
+        distributed.on_main(partial(_fit_one, round, c, matrix, method))
     return sample if wanted == size else None
 
 
-def _fit_one(round: Round, clustering: Clustering, matrix: np.ndarray, method: Method) -> None:
+def _fit_one(
+    round: Round, clustering: Clustering, matrix: np.ndarray | None, method: Method
+) -> None:
+    assert matrix is not None
     if len(matrix) < clustering.k:
         raise UserError(
             f"objective.clusters: {clustering.k} clusters of {clustering.name} need at least as "
@@ -224,54 +253,98 @@ def _fit_one(round: Round, clustering: Clustering, matrix: np.ndarray, method: M
     _save_array(_centroids_path(round.folder, clustering), centroids)
 
 
-def _label_all(round: Round, clusterings: Sequence[Clustering], sample: _Sample | None) -> None:
-    """Label the training set batch by batch, noting on disk how far it is labelled."""
-    size = round.sizes["train"]
-    todo = [c for c in clusterings if not labels_path(round.folder, c.name).is_file()]
-    if not todo:
-        return
-    partial = {c.name: round.folder / f"{c.name}.labels.partial.npy" for c in todo}
-    note = round.folder / "labelled.json"
-    done = 0
-    if note.is_file() and all(path.is_file() for path in partial.values()):
-        done = int(json.loads(note.read_text())["rows"])
-    arrays = {
-        name: np.lib.format.open_memmap(
-            path, mode="r+" if done else "w+", dtype=np.int32, shape=None if done else (size,)
-        )
-        for name, path in partial.items()
-    }
-    batches: Iterable[_Batch]
-    if sample is not None:
-        batches = sample.batches()
-    else:
-        stream = round.features(indices=range(done, size), title="features to label")
-        batches = (_Batch(b.index, b.pooled, b.present) for b in stream)
-    for number, (index, labels) in enumerate(_labels(round, todo, batches), start=1):
-        for name, values in labels.items():
-            arrays[name][index] = values
-        done = int(index[-1]) + 1
-        if number % _NOTE_EVERY == 0 and sample is None:
-            for array in arrays.values():
-                array.flush()
-            _save_json(note, {"rows": done})
-    for name, array in arrays.items():
-        array.flush()
-        partial[name].replace(labels_path(round.folder, name))
-    note.unlink(missing_ok=True)
+def _blocks(size: int) -> list[range]:
+    """The rows that are labelled and written together, however many ranks there are."""
+    length = min(_LARGEST, max(_SMALLEST, -(-size // _BLOCKS)))
+    return [range(first, min(first + length, size)) for first in range(0, size, length)]
 
 
-def _label_split(
-    round: Round, clusterings: Sequence[Clustering], split: Split
-) -> dict[str, np.ndarray]:
-    """Labels of a small split: each sample's nearest centroid of the training set."""
-    stream = round.features(split=split, title=f"labels of {split} clips")
+def _label_all(round: Round, clusterings: Sequence[Clustering]) -> None:
+    """Label the training set block by block, each of them a file until all are there."""
+    blocks = _blocks(round.sizes["train"])
+    parts = round.folder / "labelling"
+    left = distributed.on_main(
+        lambda: [] if _labelled(round, clusterings) else _missing(parts, blocks)
+    )
+    share = distributed.share(len(left))
+    own = [left[i] for i in share]
+    rows: np.ndarray | range = range(own[0].start, own[-1].stop) if own else range(0)
+    if len(rows) > sum(map(len, own)):  # some in between are labelled already
+        rows = np.concatenate([np.arange(block.start, block.stop) for block in own])
+    stream = round.features(indices=rows, title="features to label")
     batches = (_Batch(b.index, b.pooled, b.present) for b in stream)
-    out = {c.name: np.full(round.sizes[split], IGNORE, np.int32) for c in clusterings}
-    for index, labels in _labels(round, clusterings, batches):
+    labelled = _labels(round, clusterings, batches)
+    for block, labels in _regrouped(own, labelled):
+        # One file with a row for each labelling: a block is either labelled or not.
+        _save_array(_block_path(parts, block), np.stack([labels[c.name] for c in clusterings]))
+    distributed.share_objects(None)  # all blocks are there
+
+    def join() -> None:
+        if not _labelled(round, clusterings):
+            for number, c in enumerate(clusterings):
+                found = (seen(_block_path(parts, block))[number] for block in blocks)
+                _save_joined(labels_path(round.folder, c.name), found, blocks[-1].stop)
+        shutil.rmtree(parts, ignore_errors=True)
+
+    distributed.on_main(join)
+
+
+def _labelled(round: Round, clusterings: Sequence[Clustering]) -> bool:
+    return all(labels_path(round.folder, c.name).is_file() for c in clusterings)
+
+
+def _missing(parts: Path, blocks: list[range]) -> list[range]:
+    """The blocks that are still to be labelled."""
+    parts.mkdir(exist_ok=True)
+    return [block for block in blocks if not _block_path(parts, block).is_file()]
+
+
+def _block_path(parts: Path, block: range) -> Path:
+    return parts / f"{block.start:012}.npy"
+
+
+def _regrouped(
+    blocks: Sequence[range], labelled: Iterable[tuple[np.ndarray, dict[str, np.ndarray]]]
+) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
+    """Labels that arrive batch by batch, as the blocks of rows that they belong to."""
+    waiting: dict[str, list[np.ndarray]] = {}
+    arrived = 0
+    todo = iter(blocks)
+    block = next(todo, None)
+    for _, labels in labelled:
         for name, values in labels.items():
-            out[name][index] = values
-    return out
+            waiting.setdefault(name, []).append(values)
+        arrived += len(next(iter(labels.values())))
+        while block is not None and arrived >= len(block):
+            joined = {name: np.concatenate(values) for name, values in waiting.items()}
+            yield block, {name: values[: len(block)] for name, values in joined.items()}
+            waiting = {name: [values[len(block) :]] for name, values in joined.items()}
+            arrived -= len(block)
+            block = next(todo, None)
+
+
+def _label_sample(round: Round, clusterings: Sequence[Clustering], sample: _Sample) -> None:
+    """Labels where the subsample was the whole dataset, whose features are still at hand."""
+    own = list(_labels(round, clusterings, sample.batches()))
+    for c in clusterings:
+        parts = [labels[c.name] for _, labels in own]
+        mine = np.concatenate(parts) if parts else np.empty(0, np.int32)
+        labels = distributed.collect(mine)
+        if labels is not None:
+            _save_array(labels_path(round.folder, c.name), labels)
+
+
+def _label_validation(round: Round, clusterings: Sequence[Clustering]) -> None:
+    """Labels of a small split: each sample's nearest centroid of the training set."""
+    share = distributed.share(round.sizes["validation"])
+    stream = round.features(split="validation", indices=share, title="labels of validation clips")
+    batches = (_Batch(b.index, b.pooled, b.present) for b in stream)
+    own = list(_labels(round, clusterings, batches))
+    for c in clusterings:
+        parts = [labels[c.name] for _, labels in own]
+        labels = distributed.collect(np.concatenate(parts) if parts else np.empty(0, np.int32))
+        if labels is not None:
+            _save_array(labels_path(round.folder, c.name, "validation"), labels)
 
 
 def _labels(
@@ -280,11 +353,10 @@ def _labels(
     """Labels of each batch by labelling, `IGNORE` for samples that lack a source."""
     tools = {}
     for c in clusterings:
-        centroids = np.load(_centroids_path(round.folder, c), allow_pickle=False)
-        tools[c.name] = (
-            Preprocessing.load(round.folder / f"{c.name}.preprocessing.npz"),
-            torch.from_numpy(centroids).to(round.device),
-        )
+        centroids = torch.from_numpy(seen(_centroids_path(round.folder, c)))
+        # Written before the centroids, so it is there when they are.
+        preprocessing = Preprocessing.load(round.folder / f"{c.name}.preprocessing.npz")
+        tools[c.name] = preprocessing, centroids.to(round.device)
     for batch in batches:
         labels = {}
         for c in clusterings:
@@ -297,6 +369,19 @@ def _labels(
             present = c.present(batch.present)
             labels[c.name] = np.where(present, nearest.cpu().numpy(), IGNORE).astype(np.int32)
         yield batch.index, labels
+
+
+def seen(path: Path, *, mapped: bool = False) -> np.ndarray:
+    """An array that another rank wrote: a shared file system may show it some time later."""
+    deadline = time.monotonic() + _SEEN_AFTER
+    while True:
+        try:
+            array: np.ndarray = np.load(path, mmap_mode="r" if mapped else None)
+            return array
+        except FileNotFoundError:
+            if distributed.size() == 1 or time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
 
 
 def _health(round: Round, clusterings: Sequence[Clustering]) -> dict[str, float]:
@@ -355,6 +440,20 @@ def _save_array(path: Path, array: np.ndarray) -> None:
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             np.save(file, array, allow_pickle=False)
+
+    write_atomically(path, write)
+
+
+def _save_joined(path: Path, parts: Iterable[np.ndarray], size: int) -> None:
+    """Labels of all rows from those of consecutive blocks, one of which is held at a time."""
+
+    def write(temporary: Path) -> None:
+        whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.int32, shape=(size,))
+        done = 0
+        for part in parts:
+            whole[done : done + len(part)] = part
+            done += len(part)
+        whole.flush()
 
     write_atomically(path, write)
 

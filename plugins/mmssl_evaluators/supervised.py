@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from mmssl.contracts import IGNORE, Batch, Features, Losses, Objective, Round
 from mmssl.errors import UserError
+from mmssl.training import distributed
 from mmssl.training.encoders import Encoders
 
 
@@ -68,17 +69,18 @@ class Supervised(Objective):
         for modality, head in self.heads.items():
             logits = head(features[modality].pooled).float()
             target = batch.labels.where(batch.present[modality].to(batch.labels.device), IGNORE)
-            count = (target != IGNORE).sum()
-            valid = count.clamp(min=1)
-            loss = cross_entropy(
+            summed = cross_entropy(
                 logits,
                 target,
                 ignore_index=IGNORE,
                 label_smoothing=self._smoothing,
                 reduction="sum",
             )
-            total = total + loss / valid
-            parts[f"{modality}/loss"] = (loss / valid).detach()
-            parts[f"{modality}/accuracy"] = (logits.argmax(1) == target).sum() / valid
+            count = distributed.total((target != IGNORE).sum())
+            loss = distributed.global_mean(summed, count)
+            right = distributed.global_mean((logits.argmax(1) == target).sum(), count)
+            total = total + loss
+            parts[f"{modality}/loss"] = loss.detach()
+            parts[f"{modality}/accuracy"] = right
             counts |= {f"{modality}/loss": count, f"{modality}/accuracy": count}
         return Losses(total, parts, counts)
