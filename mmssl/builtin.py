@@ -28,5 +28,7 @@ def register_trackers(register: Register) -> None:
 
 @hookimpl
 def register_launchers(register: Register) -> None:
-    """This process."""
+    """This process, others on this machine, and clusters."""
     register("inline", "mmssl.pipeline.launchers:Inline")
+    register("local", "mmssl.pipeline.launchers:Local")
+    register("slurm", "mmssl.pipeline.slurm:Slurm")

@@ -8,12 +8,17 @@ from typing import Any
 import typer
 
 from mmssl import __version__
+from mmssl.cli.cancel import cancel
+from mmssl.cli.compare import compare
 from mmssl.cli.describe import describe
+from mmssl.cli.logs import logs
 from mmssl.cli.ls import ls
 from mmssl.cli.plugins import plugins
 from mmssl.cli.profile import profile
+from mmssl.cli.rehearse import rehearse
 from mmssl.cli.run import run
 from mmssl.cli.schema import schema
+from mmssl.cli.status import status
 from mmssl.errors import UserError
 from mmssl.registry import Registration, discover
 
@@ -24,7 +29,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_VERBS = {verb.__name__: verb for verb in (run, profile, ls, describe, plugins, schema)}
+_VERBS = {
+    verb.__name__: verb
+    for verb in (
+        run,
+        status,
+        logs,
+        cancel,
+        compare,
+        profile,
+        rehearse,
+        ls,
+        describe,
+        plugins,
+        schema,
+    )
+}
 for verb in _VERBS.values():
     app.command()(verb)
 
@@ -85,6 +105,10 @@ def _words() -> list[str]:
 
 def main() -> None:
     """Run the command line: a user's mistake is one line on stderr and exit code 2."""
+    # Several ranks would each log advice on torch's own settings, which are not the user's.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Half of preparing clips on the CPU is the first touch of fresh memory, page by page.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     words = _words()
     try:
         if words[:1] not in [[verb] for verb in _VERBS]:

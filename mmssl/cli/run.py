@@ -1,9 +1,17 @@
 """``mmssl run``: pretrain and evaluate what a recipe describes."""
 
 import sys
-from typing import Annotated
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from mmssl.cli.terminal import Terminal
+    from mmssl.contracts import Launcher
+    from mmssl.pipeline.plan import Plan
+    from mmssl.pipeline.run_folder import RunFolder
+    from mmssl.recipe import Recipe
 
 
 def run(
@@ -11,6 +19,14 @@ def run(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Fields to set, such as training.epochs=3."),
+    ] = None,
+    launch: Annotated[
+        str | None,
+        typer.Option(help="How to start the stages: inline, local, slurm; short for launch.use=."),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=A,B,C", help="Make a run for each value; again: for each pair."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; read no media, write nothing.")
@@ -24,37 +40,92 @@ def run(
       mmssl run recipes/quickstart.yaml
       mmssl run quickstart name=wide backbones.video.width=0.25
       mmssl run recipes/xdc_ig65m.yaml --dry-run
+      mmssl run xdc_small --launch slurm launch.partition=gpu launch.gpus_per_node=8
+      mmssl run quickstart --sweep training.optimizer.lr=1e-3,3e-3,1e-2
     """
-    from mmssl.cli.terminal import Terminal, show_results
-    from mmssl.data.skipped import read_ledger
     from mmssl.pipeline.plan import make_plan
-    from mmssl.pipeline.run_folder import RunFolder
-    from mmssl.pipeline.stages import read_results, stage_names
-    from mmssl.recipe import load
-    from mmssl.training.interruption import Interrupted
+    from mmssl.pipeline.sweeps import runs_of
 
-    resolved = load(recipe, overrides or [])
-    plan = make_plan(resolved)
+    chosen = [] if launch is None else [f"launch.use={launch}"]
+    recipes = runs_of(recipe, [*chosen, *(overrides or [])], sweep or [])
+    launcher: Launcher = recipes[0].launch.build()
+    for each in recipes:
+        launcher.check(each)
+    _start([(each, make_plan(each)) for each in recipes], launcher, dry_run)
+
+
+def _start(runs: "list[tuple[Recipe, Plan]]", launcher: "Launcher", dry_run: bool) -> None:
+    """Launch what is not finished, as one of the ranks if there are several."""
+    from mmssl.cli.terminal import Terminal
+    from mmssl.errors import UserError
+    from mmssl.pipeline import assembly
+    from mmssl.pipeline.run_folder import RunFolder
+    from mmssl.training import distributed
+    from mmssl.training.interruption import Interrupted
+    from mmssl.training.progress import Silent
+
+    folders = [RunFolder(recipe) for recipe, _ in runs]
     terminal = Terminal()
     if dry_run:
-        terminal.plan(plan)
+        for _, plan in runs:
+            if distributed.place().rank == 0:
+                terminal.plan(plan)
         return
-    folder = RunFolder(resolved)
-    with folder.locked():
-        left = [stage for stage in stage_names(resolved) if not folder.finished(stage)]
-        try:
-            if left:
-                folder.begin(sys.argv)
-                terminal.say(plan.summary)
-                resolved.launch.build().launch(resolved, left, terminal)
+    main = True
+    try:
+        device = assembly.choose_device(runs[0][0]).type if launcher.here else "cpu"
+        with distributed.joined(device) as here, ExitStack() as held:
+            main = here.rank == 0
+            left = distributed.on_main(lambda: [_left(folder, held) for folder in folders])
+            progress = terminal if main else Silent()
+            for (_, plan), stages in zip(runs, left, strict=True):
+                if stages:
+                    progress.say(plan.summary)
+            work = [(r, stages) for (r, _), stages in zip(runs, left, strict=True) if stages]
+            if not work:
+                progress.say("every stage of this run is finished; nothing to do")
+            elif len(runs) == 1:
+                launcher.launch(*work[0], progress)
             else:
-                terminal.say("every stage of this run is finished; nothing to do")
-        except (Interrupted, KeyboardInterrupt):
+                launcher.launch_all(work, progress)
+    except (Interrupted, KeyboardInterrupt):
+        if main:
+            where = folders[0].path if len(folders) == 1 else folders[0].path.parent
             print(
-                f"mmssl: interrupted; nothing is lost: run the same command to go on in "
-                f"{folder.path}",
+                f"mmssl: interrupted; nothing is lost: run the same command to go on in {where}",
                 file=sys.stderr,
             )
-            raise typer.Exit(130) from None
-    ledger = folder.path / "skipped.jsonl"
-    show_results(terminal, read_results(folder), folder.path, list(read_ledger(ledger)))
+        raise typer.Exit(130) from None
+    except UserError:
+        if main:
+            raise
+        raise typer.Exit(2) from None  # rank 0 tells
+    if main:
+        _show(terminal, folders)
+
+
+def _left(folder: "RunFolder", held: ExitStack) -> list[str]:
+    """The stages that are not finished, of a run that is held from now on."""
+    from mmssl.pipeline.stages import stage_names
+
+    held.enter_context(folder.locked())
+    left = [stage for stage in stage_names(folder.recipe) if not folder.finished(stage)]
+    if left:
+        folder.prepare()
+    return left
+
+
+def _show(terminal: "Terminal", folders: "list[RunFolder]") -> None:
+    """What runs that are finished by now have found."""
+    from mmssl.cli.terminal import show_results
+    from mmssl.data.skipped import read_ledger
+    from mmssl.pipeline.stages import read_results, stage_names
+
+    finished = [f for f in folders if all(f.finished(stage) for stage in stage_names(f.recipe))]
+    if len(folders) == 1 and finished:
+        (folder,) = folders
+        skipped = list(read_ledger(folder.path / "skipped.jsonl"))
+        show_results(terminal, read_results(folder), folder.path, skipped)
+    elif finished:
+        names = " ".join(str(folder.path) for folder in finished)
+        terminal.say(f"mmssl compare {names}")

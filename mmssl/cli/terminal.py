@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,8 +17,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from mmssl.pipeline.plan import Plan
 from mmssl.training.progress import Advance
+
+if TYPE_CHECKING:
+    from mmssl.pipeline.plan import Plan
 
 # Seconds between two lines of a task's progress where there is no terminal to draw a bar on.
 _LINE_EVERY = 30.0
@@ -80,7 +82,7 @@ class Terminal:
             self.say(f"{lead}  {thing:<12} {shown}")
             lead = " " * len(lead)
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, plan: "Plan") -> None:
         """The tables of a dry run."""
         self.say(plan.summary)
         for table in plan.tables:

@@ -34,7 +34,8 @@ def make_plan(recipe: Recipe) -> Plan:
     Raises:
         UserError: something does not fit; the message names its place in the recipe.
     """
-    device = assembly.choose_device(recipe)
+    launcher: Launcher = recipe.launch.build()
+    device = assembly.choose_device(recipe) if launcher.here else recipe.device
     modalities = assembly.build_modalities(recipe)
     encoders = assembly.build_encoders(recipe)
     _check_features(recipe, encoders, modalities)
@@ -42,7 +43,6 @@ def make_plan(recipe: Recipe) -> Plan:
     train, validation = assembly.build_datasets(recipe)
     for spec in (*recipe.evaluations.values(), *recipe.trackers):
         spec.build()
-    launcher: Launcher = recipe.launch.build()
     _check_batch(recipe, launcher.ranks)
     heads = _count(objective)
     steps = _total_steps(recipe, objective.rounds)

@@ -4,7 +4,7 @@
 
     runs/<name>/
       recipe.yaml          fully resolved: rerunning it reproduces the run
-      provenance.json      how often, when, where and with which versions it ran
+      provenance.json      how often, when, where and with which versions its stages began
       log.jsonl            every logged step, round and validation
       tensorboard/
       skipped.jsonl        samples that could not be read, with the reason
@@ -12,11 +12,13 @@
       clusters/round-NN/   pseudo-labels, centroids, health
       evaluations/<name>/  metrics.json, tables.json, figures
       stages/<name>.json   what is finished, and for which recipe
+      stages/<name>.ended.json   why a stage ended before it was
+      jobs/<name>.json     what a stage was handed over to; jobs/<name>/ has the logs
 """
 
 import datetime
+import errno
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -25,33 +27,47 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mmssl.errors import UserError
+from mmssl.pipeline.records import (
+    PRETRAIN,
+    Job,
+    Records,
+    fingerprint,
+    lock_range,
+    pretraining_recipe,
+    read_json,
+)
 from mmssl.recipe import Recipe
 from mmssl.registry import discover
 from mmssl.training.checkpoints import write_atomically
 
-# What may differ between two starts of one run: where and how it computes, not what.
-_RESOURCES = ("device", "threads", "launch", "runs", "trackers", "description", "evaluations")
-_TRAINING_RESOURCES = ("compile", "channels_last", "log_every", "checkpoint")
-_DATA_RESOURCES = ("workers", "prefetch", "time_limit", "max_bad")
+# How long to try again: whoever asks whether a stage is at work holds its lock for a moment.
+_PATIENCE = 1.0
+
+# What a file system answers that has no locks: there is nothing to hold then.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+# Files of locks by device and inode. A process that closes such a file loses all its locks on it,
+# however often it has it open: so each is opened once, and never closed.
+_OPEN: dict[tuple[int, int], IO[bytes]] = {}
 
 
-def pretraining_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The part of a recipe that decides what pretraining learns, without resources."""
-    plain = {k: v for k, v in recipe.plain().items() if k not in _RESOURCES}
-    plain["training"] = {k: v for k, v in plain["training"].items() if k not in _TRAINING_RESOURCES}
-    plain["data"] = {k: v for k, v in plain["data"].items() if k not in _DATA_RESOURCES}
-    return plain
+def _opened_once(path: Path) -> IO[bytes]:
+    with suppress(FileNotFoundError):
+        there = path.stat()
+        if file := _OPEN.get((there.st_dev, there.st_ino)):
+            return file
+    file = open(path, "ab")  # noqa: SIM115
+    there = os.fstat(file.fileno())
+    return _OPEN.setdefault((there.st_dev, there.st_ino), file)
 
 
 class RunFolder:
@@ -64,65 +80,113 @@ class RunFolder:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.path = Path(recipe.runs) / recipe.name
+        self.records = Records(self.path)
+        self._start: dict[str, Any] | None = None
 
     def fingerprint(self, stage: str) -> str:
         """Of what decides a stage's result: its own part of the recipe and what it builds on."""
-        parts: list[Any] = [pretraining_recipe(self.recipe)]
-        if stage != "pretrain":
-            parts.append(self.recipe.plain()["evaluations"][stage])
-        return _digest(parts)
+        return fingerprint(self.recipe.plain(), stage)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run, so that no second process works in the same folder.
+    def locked(self, stage: str | None = None) -> Iterator[None]:
+        """Hold the run, or one of its stages, so that no second process works at it.
+
+        Args:
+            stage: None for the run, which whoever starts or submits stages holds.
 
         Raises:
             UserError: another process does, or the folder cannot be written.
         """
+        if self._hold(stage, patience=_PATIENCE):
+            with self._released(stage):
+                yield
+            return
+        what = f"{self.path} is" if stage is None else f"stage {stage} of {self.path} is"
+        raise UserError(
+            f"{what} in use by another process: wait for it, or give this run another name "
+            "(name=...)"
+        )
+
+    def _hold(self, what: str | None, patience: float) -> bool:
+        """Lock the bytes that stand for it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "a")  # noqa: SIM115 - closed below
+            file = _opened_once(self.path / ".lock")
         except OSError as error:
             raise UserError(
                 f"the run folder {self.path} cannot be written ({error.strerror}): set runs=... "
                 "or name=..."
             ) from error
-        with lock:
+        deadline = time.monotonic() + patience
+        while True:
             try:
                 # Not flock, whose lock loader processes inherit: they outlive a killed parent.
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                raise UserError(
-                    f"{self.path} is in use by another process: wait for it, or give this run "
-                    "another name (name=...)"
-                ) from error
-            yield
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, *lock_range(what))
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.05)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                return True
+            else:
+                return True
 
-    def begin(self, command: list[str]) -> None:
-        """Write the recipe and where this process runs; clear away what a killed one left half.
+    @contextmanager
+    def _released(self, what: str | None) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # no locks on this file system, or the folder is gone
+                file = _opened_once(self.path / ".lock")
+                fcntl.lockf(file, fcntl.LOCK_UN, *lock_range(what))
+
+    def prepare(self) -> None:
+        """Write the recipe; whoever calls it holds the run.
 
         Raises:
             UserError: the folder belongs to a run of another recipe.
         """
         self._refuse_another_recipe()
-        for half in self.path.rglob(".*.tmp"):
-            half.unlink(missing_ok=True)
+        _clear(self.path, ".recipe.yaml.*.tmp")
+        _clear(self.path / "stages", ".recipe.json.*.tmp")
         text = self.recipe.dump()
         write_atomically(self.path / "recipe.yaml", lambda path: path.write_text(text))
-        write_atomically(
-            self.path / "stages" / "recipe.json",
-            lambda path: path.write_text(json.dumps(pretraining_recipe(self.recipe))),
-        )
-        provenance = self.path / "provenance.json"
-        starts = json.loads(provenance.read_text()) if provenance.is_file() else []
-        starts.append(_provenance(command))
-        write_atomically(provenance, lambda path: path.write_text(json.dumps(starts, indent=1)))
+        _write_json(self.path / "stages" / "recipe.json", pretraining_recipe(self.recipe.plain()))
+
+    def begin(self, stage: str, command: list[str]) -> None:
+        """Note that this process begins a stage, and clear away what a killed one left half.
+
+        Whoever calls it holds the stage.
+        """
+        self._clear_half_done(stage)
+        self.records.ended_file(stage).unlink(missing_ok=True)
+        path = self.path / "provenance.json"
+        # Stages that run at once note themselves in one file.
+        self._hold(path.name, patience=60)
+        with self._released(path.name):
+            _clear(self.path, f".{path.name}.*.tmp")
+            starts: list[dict[str, Any]] = read_json(path) or []
+            if self._start not in starts:
+                self._start = {**_provenance(command), "stages": []}
+                starts.append(self._start)
+            self._start = starts[starts.index(self._start)]
+            self._start["stages"].append(stage)
+            _write_json(path, starts)
+
+    def _clear_half_done(self, stage: str) -> None:
+        """Temporary files of the stage's own: other stages may be at work."""
+        _clear(self.path / "stages", f".{self.records.finish_file(stage).stem}.*.tmp")
+        evaluation = f"evaluations/{stage}"
+        for folder in ("checkpoints", "clusters") if stage == PRETRAIN else (evaluation,):
+            _clear(self.path / folder, "**/.*.tmp")
 
     def _refuse_another_recipe(self) -> None:
         path = self.path / "stages" / "recipe.json"
         if not path.is_file():
             return
-        before, now = json.loads(path.read_text()), pretraining_recipe(self.recipe)
+        before, now = json.loads(path.read_text()), pretraining_recipe(self.recipe.plain())
         changed = next(_differences(before, json.loads(json.dumps(now))), None)
         if changed:
             where, old, new = changed
@@ -133,23 +197,37 @@ class RunFolder:
 
     def finished(self, stage: str) -> bool:
         """Was this stage completed for this recipe?"""
-        path = self._stage(stage)
-        if not path.is_file():
-            return False
-        return bool(json.loads(path.read_text())["fingerprint"] == self.fingerprint(stage))
+        record = read_json(self.records.finish_file(stage))
+        return record is not None and record["fingerprint"] == self.fingerprint(stage)
 
     def finish(self, stage: str) -> None:
         """Note that a stage is complete."""
-        record = {"fingerprint": self.fingerprint(stage), "at": _now()}
-        write_atomically(self._stage(stage), lambda path: path.write_text(json.dumps(record)))
+        record = {"fingerprint": self.fingerprint(stage), "at": now()}
+        _write_json(self.records.finish_file(stage), record)
 
-    def _stage(self, stage: str) -> Path:
-        name = stage if stage == "pretrain" else f"evaluate-{stage}"
-        return self.path / "stages" / f"{name}.json"
+    def hand_over(self, stage: str, job: Job) -> None:
+        """Note which job is to run a stage."""
+        _write_json(self.records.job_file(stage), asdict(job))
 
     def evaluation(self, name: str) -> Path:
         """Where an evaluation's results belong."""
         return self.path / "evaluations" / name
+
+
+def end_stage(folder: Path, stage: str, state: str, reason: str) -> None:
+    """Note that a stage ended before it was complete; of several failures the first is believed.
+
+    Args:
+        folder: the run's.
+        stage: its name.
+        state: ``"failed"`` or ``"interrupted"``.
+        reason: one line.
+    """
+    records = Records(folder)
+    before = records.ended(stage)
+    if before is None or (before["state"], state) == ("interrupted", "failed"):
+        ended = {"state": state, "reason": reason, "at": now()}
+        _write_json(records.ended_file(stage), ended)
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -163,7 +241,17 @@ def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, A
         yield path, before, now
 
 
-def _now() -> str:
+def _clear(folder: Path, pattern: str) -> None:
+    for half in folder.glob(pattern):
+        half.unlink(missing_ok=True)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1)))
+
+
+def now() -> str:
+    """The time, ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
@@ -176,7 +264,7 @@ def _provenance(command: list[str]) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue  # an extra, or meant for another platform
     return {
-        "at": _now(),
+        "at": now(),
         "command": command,
         "host": socket.gethostname(),
         "process": os.getpid(),

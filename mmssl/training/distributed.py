@@ -142,14 +142,14 @@ def joined(device_type: str) -> Iterator[Place]:
             store.set(_ERROR, f"rank {rank}: {error}")
         raise
     except RuntimeError as error:
-        if not _is_lost(error):
+        if not is_lost(error):
             raise
         raise UserError(_cause(store, where)) from error
     finally:
         dist.destroy_process_group()
 
 
-def _is_lost(error: RuntimeError) -> bool:
+def is_lost(error: RuntimeError) -> bool:
     """Does an error say that another rank has gone?"""
     text = str(error)
     return isinstance(error, dist.DistError) or "gloo" in text or "Connection closed" in text

@@ -227,6 +227,8 @@ class Pretraining:
     def _parallelise(self) -> None:
         """Average gradients over ranks; anew in each round, for which an objective may change."""
         if distributed.size() > 1:
+            # Convolutions of size 1 with the channel last, whose strides mean nothing.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             with warnings.catch_warnings():  # torch 2.14 calls broadcast_buffers otherwise
                 warnings.simplefilter("ignore", FutureWarning)
                 self._parallel = DistributedDataParallel(
@@ -323,7 +325,10 @@ class Pretraining:
         settings = self.settings
         rank = distributed.rank()  # whose rows are others, and dropped otherwise
         of_rank = (rank,) if rank else ()
-        torch.manual_seed(derive_seed(settings.seed, "step", self.state.global_step, *of_rank))
+        seed = derive_seed(settings.seed, "step", self.state.global_step, *of_rank)
+        # torch.manual_seed asks every backend, and half a millisecond of those that are not there.
+        on_cpu = self.device.type == "cpu"
+        (torch.default_generator.manual_seed if on_cpu else torch.manual_seed)(seed)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         self.optimizer.zero_grad(set_to_none=True)

@@ -26,6 +26,9 @@ from mmssl_media.decode import GRACE, begins, frames_from, video_stream
 # do with what is heard.
 _FARTHEST = 1.0
 
+# On the CPU, clips of so many bytes together are prepared at a time.
+_PORTION = 2**20
+
 # Hours, minutes and seconds.
 _CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d*)?)")
 
@@ -188,72 +191,113 @@ class Video(Modality):
     def prepare(self, batch: Tensor, draws: Draws | None) -> Tensor:
         """``[B, T, H, W, 3]`` uint8 to ``[B, 3, T, H, W]`` float32."""
         clips = batch.permute(0, 4, 1, 2, 3)
-        if draws is not None:
-            clips = self._move(clips, draws)
-        # New memory, so that what follows may be done in place; channels first, in long vectors.
-        clips = clips.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        if draws is not None:
-            clips = self._recolour(clips, draws)
+        prepared = torch.empty(clips.shape, dtype=torch.float32, device=batch.device)
         mean = torch.tensor(self.mean, device=batch.device).view(3, 1, 1, 1)
         std = torch.tensor(self.std, device=batch.device).view(3, 1, 1, 1)
-        return clips.sub_(mean).div_(std)
+        flip = theta = colours = None
+        if draws is not None:
+            flip = draws.chance(self.flip)
+            theta = self._draw_theta(draws, flip)
+            colours = self._draw_colours(draws)
+        for rows in _portions(batch):
+            part, out = clips[rows], prepared[rows]
+            if theta is not None:
+                part = _resample(part, theta[rows])
+            elif flip is not None:
+                part = _mirror(part, flip[rows])
+            if colours is None:
+                out.copy_(part)
+            else:
+                _recolour(part, colours[rows], out)
+            out.sub_(mean).div_(std)
+        return prepared
 
-    def _move(self, clips: Tensor, draws: Draws) -> Tensor:
-        """Flip, rotate, magnify and shift, in one resampling where one is needed.
-
-        Where none is, clips stay uint8: a fourth of the memory to walk through.
-        """
-        flip = draws.chance(self.flip)
+    def _draw_theta(self, draws: Draws, flip: Tensor) -> Tensor | None:
+        """``[B, 2, 3]``: flip, rotate, magnify and shift in one; None if clips only flip."""
         if not (self.rotate or self.scale or self.shift):
-            # As torch.where would choose, but that takes bytes one by one.
-            chosen = (flip.to(torch.uint8) * 255).view(-1, 1, 1, 1, 1)
-            return clips.flip(-1).bitwise_xor_(clips).bitwise_and_(chosen).bitwise_xor_(clips)
+            return None
         angle = draws.uniform(low=-1, high=1) * math.radians(self.rotate)
         size = torch.exp(-draws.uniform(low=-1, high=1) * self.scale)
         # affine_grid measures from -1 to 1.
         offset = draws.uniform(2, low=-1, high=1) * 2 * self.shift
         mirror = 1.0 - 2.0 * flip
         cos, sin = torch.cos(angle) * size, torch.sin(angle) * size
-        theta = torch.stack(
+        return torch.stack(
             [
                 torch.stack([cos * mirror, -sin, offset[:, 0]], 1),
                 torch.stack([sin * mirror, cos, offset[:, 1]], 1),
             ],
             1,
         )
-        count, _, frames, height, width = clips.shape
-        planes = clips.reshape(count, 3 * frames, height, width).float()
-        grid = F.affine_grid(theta, list(planes.shape), align_corners=False)
-        moved = F.grid_sample(planes, grid, padding_mode="reflection", align_corners=False)
-        return moved.view(count, 3, frames, height, width)
 
-    def _recolour(self, clips: Tensor, draws: Draws) -> Tensor:
-        """Brightness, saturation, contrast, hue, in this order and with one clamp at the end.
+    def _draw_colours(self, draws: Draws) -> Tensor | None:
+        """Brightness, saturation, contrast and hue, in this order, in one; None if there is none.
 
-        All are affine maps of a pixel's colour x, so they are one:
-        brightness b, saturation S, contrast c around the clip's mean m, and hue H make it
-        H S (c x + (1 - c) m + b).
+        All are affine maps of a pixel's colour x, so they are one: brightness b, saturation S,
+        contrast c around the clip's mean m, and hue H make it H S (c x + (1 - c) m + b).
+
+        Returns:
+            ``[B, 3, 5]``: the matrix H S, c and b.
         """
         if not (self.brightness or self.contrast or self.saturation or self.hue):
-            return clips
-        count = len(clips)
+            return None
         unit = draws.uniform(4, low=-1, high=1)
-        brightness = 255.0 * self.brightness * unit[:, :1]
-        contrast = 1.0 + self.contrast * unit[:, 1:2]
+        brightness = 255.0 * self.brightness * unit[:, 0]
+        contrast = 1.0 + self.contrast * unit[:, 1]
         saturation = 1.0 + self.saturation * unit[:, 2]
         hue = 2.0 * math.pi * self.hue * unit[:, 3]
-        chroma = torch.zeros(count, 3, 3, device=clips.device)
+        chroma = torch.zeros(len(unit), 3, 3, device=unit.device)
         chroma[:, 0, 0] = 1.0
         chroma[:, 1, 1] = chroma[:, 2, 2] = saturation * torch.cos(hue)
         chroma[:, 2, 1] = saturation * torch.sin(hue)
         chroma[:, 1, 2] = -chroma[:, 2, 1]
-        to_yiq, to_rgb = (m.float().to(clips.device) for m in (_YIQ, torch.linalg.inv(_YIQ)))
-        colours = to_rgb @ chroma @ to_yiq
-        mean = clips.mean((2, 3, 4))
-        constant = torch.bmm(colours, ((1.0 - contrast) * mean + brightness)[..., None])
-        pixels = clips.reshape(count, 3, -1)
-        recoloured = torch.baddbmm(constant, contrast[..., None] * colours, pixels)
-        return recoloured.clamp(0.0, 255.0).view(clips.shape)
+        to_yiq, to_rgb = (m.float().to(unit.device) for m in (_YIQ, torch.linalg.inv(_YIQ)))
+        c_and_b = torch.stack([contrast, brightness], 1)[:, None].expand(-1, 3, -1)
+        return torch.cat([to_rgb @ chroma @ to_yiq, c_and_b], 2)
+
+
+def _portions(batch: Tensor) -> Iterator[slice]:
+    """Rows that are prepared together: all on a GPU, on the CPU as many as its caches hold."""
+    size = len(batch)
+    if batch.device.type == "cpu":
+        size = _PORTION // math.prod(batch.shape[1:])
+    for start in range(0, len(batch), max(1, size)):
+        yield slice(start, start + max(1, size))
+
+
+def _mirror(clips: Tensor, flip: Tensor) -> Tensor:
+    """Clips, ``[b, ...]`` uint8, and those flipped where ``flip``, ``[b]`` bool, says so."""
+    if len(flip) == 1 and flip.device.type == "cpu":
+        return clips.flip(-1) if flip else clips
+    # As torch.where would choose, but that takes bytes one by one.
+    chosen = (flip.to(torch.uint8) * 255).view(-1, 1, 1, 1, 1)
+    return clips.flip(-1).bitwise_xor_(clips).bitwise_and_(chosen).bitwise_xor_(clips)
+
+
+def _resample(clips: Tensor, theta: Tensor) -> Tensor:
+    """Clips, ``[b, 3, T, H, W]``, moved by ``theta``, ``[b, 2, 3]``; float32."""
+    count, _, frames, height, width = clips.shape
+    planes = clips.to(torch.float32, memory_format=torch.contiguous_format)
+    planes = planes.view(count, 3 * frames, height, width)
+    grid = F.affine_grid(theta, list(planes.shape), align_corners=False)
+    moved = F.grid_sample(planes, grid, padding_mode="reflection", align_corners=False)
+    return moved.view(clips.shape)
+
+
+def _recolour(clips: Tensor, changes: Tensor, out: Tensor) -> None:
+    """Write clips with other colours to ``out``, with one clamp at the end.
+
+    Args:
+        clips: ``[b, 3, T, H, W]``.
+        changes: ``[b, 3, 5]``, as `Video._draw_colours` gives them.
+        out: ``[b, 3, T, H, W]`` float32, contiguous.
+    """
+    colours, contrast, brightness = changes.split([3, 1, 1], dim=2)
+    pixels = clips.to(torch.float32, memory_format=torch.contiguous_format).flatten(2)
+    mean = pixels.mean(2, keepdim=True)
+    constant = torch.bmm(colours, (1.0 - contrast) * mean + brightness)
+    torch.baddbmm(constant, contrast * colours, pixels, out=out.view(pixels.shape))
+    out.clamp_(0.0, 255.0)
 
 
 _local = threading.local()
