@@ -434,8 +434,9 @@ class Objective(nn.Module):
     def loss(self, batch: Batch, features: dict[str, Features]) -> Losses:
         """The loss of one batch, averaged over what is valid in it; finite for any presence.
 
-        Ranks meet in collective calls, so what a loss calls must not depend on what is in this
-        rank's part of the batch.
+        Ranks meet in collective calls, also in the backward pass, so nothing may be left out by
+        what is in this rank's part of the batch: mask rows instead of branching, and name the
+        same parts on every rank. Buffers must end up equal on all ranks.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no loss")
 

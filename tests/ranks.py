@@ -6,6 +6,7 @@ import pickle
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -58,8 +59,9 @@ def on_ranks(
         ]
         for process in processes:
             process.start()
+        deadline = time.monotonic() + seconds
         for process in processes:
-            process.join(seconds)
+            process.join(max(0.0, deadline - time.monotonic()))
         stuck = [rank for rank, process in enumerate(processes) if process.is_alive()]
         for process in processes:
             process.kill()

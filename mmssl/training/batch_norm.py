@@ -1,7 +1,7 @@
 """Batch normalisation over the rows of all ranks, on any device.
 
-torch's own SyncBatchNorm needs a GPU and knows no rank without rows. Here the module stays what it
-is, also where a library subclassed it: only the function that it calls in training is another one.
+torch's own SyncBatchNorm needs a GPU. Here the module stays what it is, also where a library
+subclassed it: only the function that it calls in training is another one.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,6 +44,8 @@ def _synchronised(kind: type[nn.Module]) -> type[nn.Module]:
         return kind
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not self.training:  # without running statistics it normalises there, too
+            return kind.forward(self, *args, **kwargs)
         with _Synchronised():
             return kind.forward(self, *args, **kwargs)
 
@@ -96,7 +98,10 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, counted: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         axes = [0, *range(2, x.ndim)]
-        variance, mean = torch.var_mean(x.float(), axes, correction=0)
+        if x.numel():
+            variance, mean = torch.var_mean(x.float(), axes, correction=0)
+        else:
+            mean = variance = torch.zeros(x.shape[1], device=x.device)
         own = torch.full((1,), x.numel() / x.shape[1] if counted else 0.0, device=x.device)
         mine = torch.cat([own, mean, variance])
         parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
@@ -118,21 +123,27 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance, count = ctx.saved_tensors
-        gradient = gradients[0].float()
+        gradient = gradients[0]
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
         scale = (variance + ctx.eps).rsqrt()
-        normal = (x.float() - mean.view(shape)) * scale.view(shape)
-        own = torch.stack([gradient.sum(axes), (gradient * normal).sum(axes)])
+        centred = x - mean.view(shape)  # float32, as the mean is
+        own = torch.stack(
+            [gradient.sum(axes, dtype=torch.float32), (gradient * centred).sum(axes) * scale]
+        )
         sums = own.clone()
         dist.all_reduce(sums)
         factor = scale if weight is None else scale * weight.float()
-        inner = gradient
         if ctx.counted:
             by_mean, by_scale = (sums / count).unbind()
-            inner = gradient - by_mean.view(shape) - normal * by_scale.view(shape)
+            # In place: activations of video are large.
+            centred *= (-factor * by_scale * scale).view(shape)
+            centred -= (factor * by_mean).view(shape)
+            inner = centred.addcmul_(gradient.float(), factor.view(shape))
+        else:
+            inner = gradient * factor.view(shape)
         return (
-            (inner * factor.view(shape)).to(x.dtype),
+            inner.to(x.dtype),
             None if weight is None else own[1].to(weight.dtype),
             own[0] if ctx.has_bias else None,
             None,

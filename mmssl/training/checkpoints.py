@@ -63,13 +63,33 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int) -> Path:
         step: global step, which names the file.
         keep: how many to keep, at least 1.
     """
-    path = folder / f"step-{step:08d}.pt"
+    path = path_of(folder, step)
     write_atomically(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
     for leftover in folder.glob(".step-*.tmp"):
         leftover.unlink(missing_ok=True)
     for _, old in _numbered(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """The checkpoint of a global step."""
+    return folder / f"step-{step:08d}.pt"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A state, on the CPU.
+
+    Raises:
+        UserError: it is of another format.
+    """
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if state.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: checkpoint format {state.get('format')}, this version reads {FORMAT}; "
+            "use the version of mmssl that wrote it, or start under another name"
+        )
+    return state
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
@@ -84,21 +104,14 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     found = _numbered(folder)
     for _, path in reversed(found):
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError:
-            raise  # the disk does not answer: that says nothing of the file
+            return load(path)
+        except (OSError, UserError):
+            raise  # the disk does not answer, which says nothing of the file; or it is whole
         except Exception as error:  # what torch raises depends on which byte is damaged
             # Out of the way of those that are written from now on, or it would outlive them.
             path.rename(path.with_name(f"{path.name}.damaged"))
             reason = str(error).partition("\n")[0]
             warnings.warn(f"{path} cannot be read and is passed over: {reason}", stacklevel=2)
-            continue
-        if state.get("format") != FORMAT:
-            raise UserError(
-                f"{path}: checkpoint format {state.get('format')}, this version reads {FORMAT}; "
-                "use the version of mmssl that wrote it, or start under another name"
-            )
-        return dict(state)
     if found:
         raise UserError(
             f"{folder}: no checkpoint can be read; restore one, or delete the run's folder to "

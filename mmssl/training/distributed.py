@@ -15,10 +15,12 @@ Small things, numbers and rows on the CPU, travel by gloo; tensors on a GPU by N
 
 import datetime
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +36,12 @@ T = TypeVar("T")
 # How long ranks wait for each other: at the start, and for the slowest share of a pass.
 _START = datetime.timedelta(minutes=10)
 _WAIT = datetime.timedelta(hours=4)
+
+# A cluster ends a job when one of its processes fails; rank 0 may be having it started again.
+_LINGER = 3.0
+
+# Seconds until a file that another machine wrote must be seen on a shared file system.
+_SHOWN_AFTER = 120.0
 
 _ERROR = "mmssl/error"
 
@@ -75,11 +83,14 @@ def place() -> Place:
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in env:
         from submitit.slurm.slurm import SlurmJobEnvironment
 
+        class Step(SlurmJobEnvironment):  # a step may have some of its job's nodes only
+            _env: ClassVar = {**SlurmJobEnvironment._env, "nodes": "SLURM_STEP_NODELIST"}
+
         size = int(env["SLURM_STEP_NUM_TASKS"])
         local_size = int(env.get("SLURM_NTASKS_PER_NODE") or _tasks_here(env, size))
         # Below the ports that systems hand out by themselves, and another one for each job.
         port = 20_000 + (int(env["SLURM_JOB_ID"]) * 7 + int(env.get("SLURM_STEP_ID", "0"))) % 12_000
-        host = SlurmJobEnvironment().hostnames[0]
+        host = Step().hostnames[0]
         rank, local_rank = int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"])
         return Place(rank, size, local_rank, local_size, host, port)
     return Place()
@@ -144,7 +155,9 @@ def joined(device_type: str) -> Iterator[Place]:
     except RuntimeError as error:
         if not is_lost(error):
             raise
-        raise UserError(_cause(store, where)) from error
+        if rank != 0:
+            time.sleep(_LINGER)
+        raise UserError(_cause(store, where, error)) from error
     finally:
         dist.destroy_process_group()
 
@@ -155,14 +168,15 @@ def is_lost(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in text or "Connection closed" in text
 
 
-def _cause(store: Store, where: str) -> str:
+def _cause(store: Store, where: str, error: RuntimeError) -> str:
     """What the rank that ended said of it, if it said anything."""
     try:
         if store.check([_ERROR]):
             return store.get(_ERROR).decode()
     except RuntimeError:
         pass  # rank 0 has gone, and with it what anybody said
-    return f"{where}: another process of this run has ended; its own log tells why"
+    reason = str(error).partition("\n")[0]
+    return f"{where}: another process of this run has ended, its own log tells why ({reason})"
 
 
 _alone = False
@@ -278,13 +292,17 @@ def collect(rows: np.ndarray) -> np.ndarray | None:
     if size() == 1:
         return rows
     rows = np.ascontiguousarray(rows)
-    lengths = share_objects(len(rows))
+    shapes = share_objects(rows.shape)
+    lengths = [shape[0] for shape in shapes]
+    # A rank without rows may not know how wide they are.
+    width = next((shape[1:] for shape in shapes if shape[0]), rows.shape[1:])
     if not is_main():
         if len(rows):
             dist.send(_bytes(rows), dst=0)
         return None
-    everything = np.empty((sum(lengths), *rows.shape[1:]), rows.dtype)
-    everything[: lengths[0]] = rows
+    everything = np.empty((sum(lengths), *width), rows.dtype)
+    if lengths[0]:
+        everything[: lengths[0]] = rows
     done = lengths[0]
     for source, length in enumerate(lengths[1:], start=1):
         if length:
@@ -325,6 +343,20 @@ def on_main(function: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise UserError(outcome[1])
     return outcome[0]
+
+
+def shown(path: Path) -> Path:
+    """The path of a file that another rank wrote, once this one sees it.
+
+    Raises:
+        UserError: it does not within two minutes.
+    """
+    deadline = time.monotonic() + _SHOWN_AFTER
+    while not path.is_file():
+        if size() == 1 or time.monotonic() > deadline:
+            raise UserError(f"{path} is missing; is its folder shared by all nodes?")
+        time.sleep(0.2)
+    return path
 
 
 def main_first(function: Callable[[], T]) -> T:

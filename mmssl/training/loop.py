@@ -14,12 +14,14 @@ batch, and hold the same parameters. The main one writes; where all must do the 
 is asked to stop, they decide together at the end of a step.
 """
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +46,7 @@ from mmssl.training import checkpoints, distributed
 from mmssl.training.batch_norm import synchronise
 from mmssl.training.encoders import Encoders
 from mmssl.training.features import FeatureStream, autocast, prepare
-from mmssl.training.interruption import stop_requests
+from mmssl.training.interruption import Interrupted, stop_requests
 from mmssl.training.log import Log
 from mmssl.training.progress import Advance, Progress
 from mmssl.training.rounds import TrainingRound
@@ -72,7 +74,12 @@ class _Network(nn.Module):
             seeds = batch.seeds if augment else None
             clips = prepare(batch.clips, self._modalities, seeds, self._channels_last)
         with timing.step("forward"):
-            return self.objective.loss(batch, self.encoders(clips, batch.present))
+            features = self.encoders(clips, batch.present)
+            losses = self.objective.loss(batch, features)
+            if distributed.size() > 1 and augment:
+                # Ranks meet in the backward pass of every encoder, whatever a loss made use of.
+                losses.total = losses.total + sum(0 * f.pooled.sum() for f in features.values())
+            return losses
 
 
 class Pretraining:
@@ -129,8 +136,6 @@ class Pretraining:
         self._network = _Network(self.encoders, self.objective, modalities, settings.channels_last)
         self._parallel: nn.Module = self._network
         self._part = Part(distributed.rank(), distributed.size(), settings.accumulate)
-        if distributed.size() > 1:
-            synchronise(self._network)
         self.skipped = Skipped(
             folder / "skipped.jsonl",
             {split: len(dataset) for split, dataset in self.datasets.items()},
@@ -156,7 +161,7 @@ class Pretraining:
             Interrupted: a signal came; the state is saved.
             UserError: the loss is not finite, or too many files are unreadable.
         """
-        saved = distributed.main_first(lambda: checkpoints.load_newest(self.folder / "checkpoints"))
+        saved = self._newest_checkpoint()
         if saved is not None and saved["data"] != self.digests:
             raise UserError(
                 f"the data of {self.folder} have changed since it began, and pseudo-labels are "
@@ -181,10 +186,30 @@ class Pretraining:
                     self._save()
                 while not self.state.finished:
                     self._round()
+        except RuntimeError as error:
+            # Between steps each rank stops by itself, and this one waited for one that did.
+            if distributed.is_lost(error) and self._stop.is_set():
+                raise self._stop.interrupted() from error
+            raise
         finally:
             self.log.close()
         if distributed.is_main():
             self.encoders.save(self.folder / "checkpoints" / "encoders.safetensors")
+
+    def _newest_checkpoint(self) -> dict[str, Any] | None:
+        """The one that rank 0 finds: a shared file system may show others an older one."""
+        folder = self.folder / "checkpoints"
+        saved: dict[str, Any] | None = None
+
+        def newest() -> int | None:
+            nonlocal saved
+            saved = checkpoints.load_newest(folder)
+            return None if saved is None else int(saved["state"]["global_step"])
+
+        step = distributed.on_main(newest)
+        if step is not None and not distributed.is_main():
+            saved = checkpoints.load(distributed.shown(checkpoints.path_of(folder, step)))
+        return saved
 
     def _round(self) -> None:
         """One round, or what a checkpoint left of it."""
@@ -227,6 +252,7 @@ class Pretraining:
     def _parallelise(self) -> None:
         """Average gradients over ranks; anew in each round, for which an objective may change."""
         if distributed.size() > 1:
+            synchronise(self._network)
             # Convolutions of size 1 with the channel last, whose strides mean nothing.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             with warnings.catch_warnings():  # torch 2.14 calls broadcast_buffers otherwise
@@ -301,19 +327,24 @@ class Pretraining:
                         f"epochs running; stopped after epoch {len(state.validation)}"
                     )
                     break
-            if self._decide(losses):
-                raise self._stop.interrupted()
+            if asked := self._decide(losses):
+                raise Interrupted(again=asked > 1)
 
-    def _decide(self, losses: Losses) -> bool:
-        """At the end of a step, together: save if it is due, tell what was unreadable, and stop?"""
+    def _decide(self, losses: Losses) -> int:
+        """At the end of a step, together: save if it is due, and tell what was unreadable.
+
+        Returns:
+            What any rank was asked: the largest `StopRequests.level`. One that is asked meanwhile
+            says so after the next step.
+        """
         own = self._stop.level, len(self.skipped.pending), int(self._save_is_due())
-        self._stop.level, unreadable, due = distributed.maximum(own)
+        asked, unreadable, due = distributed.maximum(own)
         if unreadable:
             self._tell_skipped()
-        if due or self._stop.is_set():
-            self._check_finite(losses.total)
+        if due or asked:
+            self._check_finite(float(distributed.mean(losses.total)))
             self._save()
-        return self._stop.is_set()
+        return asked
 
     def step(self, batch: Batch, factor: float) -> Losses:
         """One optimizer step; gradients are averaged over micro-batches.
@@ -432,9 +463,9 @@ class Pretraining:
     def _log_step(
         self, losses: Losses, factor: float, steps: int, spent: float, waited: float
     ) -> dict[str, str]:
-        self._check_finite(losses.total)
         values = [value.detach().double() for value in (losses.total, *losses.parts.values())]
         loss, *parts = distributed.mean(torch.stack(values)).tolist()
+        self._check_finite(loss)
         rate = steps * self.settings.batch_size / spent
         self.log.write(
             {
@@ -455,10 +486,10 @@ class Pretraining:
             "waiting for data": f"{waited / spent:.0%}",
         }
 
-    def _check_finite(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
             raise UserError(
-                f"the loss is {float(loss)} at round {self.state.round}, step {self.state.step}: "
+                f"the loss is {loss} at round {self.state.round}, step {self.state.step}: "
                 "start again under another name (name=...) with a lower training.optimizer.lr or a "
                 "longer warm-up"
             )

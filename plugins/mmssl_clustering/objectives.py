@@ -29,7 +29,7 @@ from mmssl.training import distributed
 from mmssl.training.encoders import Encoders
 from mmssl_clustering import costs
 from mmssl_clustering.kmeans import Mode
-from mmssl_clustering.relabel import Clustering, Method, labels_path, relabel, seen
+from mmssl_clustering.relabel import Clustering, Method, labels_path, relabel
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -134,7 +134,9 @@ class DeepClustering(Objective, ABC):
         relabel(round, self.clusterings, self._method)
         self._labels = {
             split: {
-                c.name: seen(labels_path(round.folder, c.name, split), mapped=True)
+                c.name: np.load(
+                    distributed.shown(labels_path(round.folder, c.name, split)), mmap_mode="r"
+                )
                 for c in self.clusterings
             }
             for split in round.sizes

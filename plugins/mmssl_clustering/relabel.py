@@ -21,7 +21,6 @@ each by one rank, and a later process with another number of ranks finds the sam
 
 import json
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,9 +42,6 @@ from mmssl_clustering.kmeans import Mode, Preprocessing, assign, fit
 
 # Rows in a block of labels: at least so many, and in so many blocks at least, but no larger.
 _SMALLEST, _BLOCKS, _LARGEST = 256, 64, 16_384
-
-# Seconds until a file that another machine wrote must be seen on a shared file system.
-_SEEN_AFTER = 120.0
 
 
 @dataclass(frozen=True)
@@ -282,7 +278,10 @@ def _label_all(round: Round, clusterings: Sequence[Clustering]) -> None:
     def join() -> None:
         if not _labelled(round, clusterings):
             for number, c in enumerate(clusterings):
-                found = (seen(_block_path(parts, block))[number] for block in blocks)
+                found = (
+                    np.load(distributed.shown(_block_path(parts, block)))[number]
+                    for block in blocks
+                )
                 _save_joined(labels_path(round.folder, c.name), found, blocks[-1].stop)
         shutil.rmtree(parts, ignore_errors=True)
 
@@ -353,7 +352,7 @@ def _labels(
     """Labels of each batch by labelling, `IGNORE` for samples that lack a source."""
     tools = {}
     for c in clusterings:
-        centroids = torch.from_numpy(seen(_centroids_path(round.folder, c)))
+        centroids = torch.from_numpy(np.load(distributed.shown(_centroids_path(round.folder, c))))
         # Written before the centroids, so it is there when they are.
         preprocessing = Preprocessing.load(round.folder / f"{c.name}.preprocessing.npz")
         tools[c.name] = preprocessing, centroids.to(round.device)
@@ -369,19 +368,6 @@ def _labels(
             present = c.present(batch.present)
             labels[c.name] = np.where(present, nearest.cpu().numpy(), IGNORE).astype(np.int32)
         yield batch.index, labels
-
-
-def seen(path: Path, *, mapped: bool = False) -> np.ndarray:
-    """An array that another rank wrote: a shared file system may show it some time later."""
-    deadline = time.monotonic() + _SEEN_AFTER
-    while True:
-        try:
-            array: np.ndarray = np.load(path, mmap_mode="r" if mapped else None)
-            return array
-        except FileNotFoundError:
-            if distributed.size() == 1 or time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
 
 
 def _health(round: Round, clusterings: Sequence[Clustering]) -> dict[str, float]:
