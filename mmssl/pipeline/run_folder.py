@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mmssl.errors import UserError
 from mmssl.pipeline.records import (
@@ -57,16 +57,17 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 # Files of locks by device and inode. A process that closes such a file loses all its locks on it,
 # however often it has it open: so each is opened once, and never closed.
-_OPEN: dict[tuple[int, int], IO[bytes]] = {}
+_OPEN: dict[tuple[int, int], int] = {}
 
 
-def _opened_once(path: Path) -> IO[bytes]:
+def _opened_once(path: Path) -> int:
+    """The descriptor of a file of locks."""
     with suppress(FileNotFoundError):
         there = path.stat()
-        if file := _OPEN.get((there.st_dev, there.st_ino)):
-            return file
-    file = open(path, "ab")  # noqa: SIM115
-    there = os.fstat(file.fileno())
+        if (there.st_dev, there.st_ino) in _OPEN:
+            return _OPEN[there.st_dev, there.st_ino]
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    there = os.fstat(file)
     return _OPEN.setdefault((there.st_dev, there.st_ino), file)
 
 

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -227,6 +227,19 @@ class Cluster:
             record = self.run("scontrol", "show", "job", job)
             raise TimeoutError(f"not {wanted} within {seconds} s:\n{record}")
         return state
+
+    @contextlib.contextmanager
+    def configured(self, line: str) -> Iterator[None]:
+        """For a while, a line more in the controller's slurm.conf."""
+        path = self.folder / "slurm.conf"
+        before = path.read_text()
+        path.write_text(f"{before}{line}\n")
+        try:
+            self.run("scontrol", "reconfigure")
+            yield
+        finally:
+            path.write_text(before)
+            self.run("scontrol", "reconfigure")
 
     def requeue(self, job: str) -> None:
         """``scontrol requeue``: what an administrator, or a user, does to a running job."""
