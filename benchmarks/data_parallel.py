@@ -90,6 +90,7 @@ def on_ranks(size: int, batch: int, blocks: int, synchronised: bool) -> Rates:
 
 
 def main() -> None:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of the ranks, as the command line does
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

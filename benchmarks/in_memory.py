@@ -96,6 +96,7 @@ def make_pretraining(
         early_stop=None,
         freeze_encoders=False,
         precision="fp32",
+        sync_batch_norm=True,
         channels_last=False,
         log_every=BLOCK,
         checkpoint_steps=None,

@@ -518,6 +518,43 @@ def run_on_one(folder: Path, stop_at: int) -> tuple[int, bool] | None:
     return None
 
 
+def stepped(folder: Path, halves: bool) -> dict[str, Any]:
+    """Gradients of a step; in one process as the mean over halves of the batch, one by one."""
+    one = pretraining(
+        folder,
+        settings=changed(batch_size=12, sync_batch_norm=False),
+        objective=Agreement(),
+        data=Rows(48, without={"b": [*range(0, 48, 3), 1, 2]}),
+        validation=Rows(12),
+        epochs=1,
+        dropout=0.0,
+    )
+    if halves:
+        (loaded,) = one.batches(1, ())
+        one.train_mode()
+        for half in loaded.batch.chunk(2):
+            (one._forward(half, augment=True).total / 2).backward()
+        return {"gradients": [p.grad for p in one.encoders.parameters()]}
+    gradients = []
+    step = one.step
+
+    def first(batch: Batch, factor: float) -> Losses:
+        losses = step(batch, factor)
+        gradients.append([p.grad.clone() for p in one.encoders.parameters()])
+        return losses
+
+    one.step = first  # type: ignore[method-assign]
+    one.run()
+    return {"gradients": gradients[0], "weights": dict(one.encoders.named_parameters())}
+
+
+def test_ranks_that_normalise_each_for_itself(tmp_path: Path) -> None:
+    expected = stepped(tmp_path / "halves", True)["gradients"]
+    found = on_ranks(2, stepped, tmp_path / "run", False)
+    torch.testing.assert_close(found[0]["gradients"], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[0]["weights"], found[1]["weights"])
+
+
 class Contrast(Objective):
     """An objective whose rows all meet: what the helper that gathers is for."""
 

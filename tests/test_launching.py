@@ -301,8 +301,8 @@ def test_what_lives_is_not_submitted_twice_and_what_died_is(
         (1, {}, "", 1, False),
         (143, {}, "", 143, False),
         (137, {}, "", 137, True),
-        (139, {"SLURM_RESTART_COUNT": "2"}, "", 139, True),
-        (137, {"SLURM_RESTART_COUNT": "3"}, "", 137, False),
+        (139, {"SLURM_RESTART_COUNT": "9"}, "", 139, True),  # preempted, which does not count
+        (137, {}, "101_lost", 137, False),
         (137, {}, "101_failed", 137, False),
         (137, {"SLURM_ARRAY_JOB_ID": "90", "SLURM_ARRAY_TASK_ID": "4"}, "101_failed", 137, True),
         (137, {"SLURM_ARRAY_JOB_ID": "90", "SLURM_ARRAY_TASK_ID": "4"}, "90_4_failed", 137, False),
@@ -321,7 +321,7 @@ def test_the_script_starts_a_killed_job_again_and_no_failed_one(
     job = Records(place / "runs" / "small").job("pretrain")
     assert job is not None
     if failed:
-        (Path(job.folder) / failed).touch()
+        (Path(job.folder) / failed).write_text("3")
     env = {**os.environ, **variables, "FAKE_CODE": str(code), "SLURM_JOB_ID": "101"}
     done = subprocess.run(["bash", fake_slurm.folder / "101.sh"], env=env, timeout=60)
     assert done.returncode == expected, "afterok must see how srun ended"

@@ -31,6 +31,7 @@ SETTINGS = Settings(
     early_stop=None,
     freeze_encoders=False,
     precision="fp32",
+    sync_batch_norm=True,
     channels_last=False,
     log_every=1,
     checkpoint_steps=4,

@@ -121,6 +121,7 @@ def training_settings(recipe: Recipe) -> Settings:
         early_stop=training.early_stop,
         freeze_encoders=training.freeze_encoders,
         precision=training.precision,
+        sync_batch_norm=training.sync_batch_norm,
         channels_last=training.channels_last,
         log_every=training.log_every,
         checkpoint_steps=training.checkpoint.steps,

@@ -79,8 +79,10 @@ job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}
 job=${{job:-$SLURM_JOB_ID}}
 case $code in
   134 | 135 | 137 | 139 | 140)
-    if [ ! -e {folder}/"${{job}}_failed" ] && \\
-      [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_requeues} ]; then
+    # SLURM's own count has the times that the job was preempted, too.
+    lost=$(cat {folder}/"${{job}}_lost" 2> /dev/null || echo 0)
+    if [ ! -e {folder}/"${{job}}_failed" ] && [ "$lost" -lt {max_requeues} ]; then
+      echo $((lost + 1)) > {folder}/"${{job}}_lost"
       echo "a task was killed (exit code $code): the job is started again"
       scontrol requeue "$job" && sleep 300
     fi ;;
@@ -434,7 +436,7 @@ def _common(names: list[str]) -> str:
     """What the names of a sweep's runs begin with."""
     first, last = min(names), max(names)
     length = next((i for i, c in enumerate(first) if i >= len(last) or last[i] != c), len(first))
-    return first[:length].rstrip("-.") or "sweep"
+    return first[:length].rpartition("-")[0] or first[:length].rstrip("-.") or "sweep"
 
 
 def _phrase(state: queue.Queued) -> str:

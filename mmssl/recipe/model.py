@@ -166,6 +166,11 @@ class Training(Typed):
         default="fp32", description="What the forward pass computes in; fp16 scales the loss."
     )
     compile: bool = Field(default=False, description="Compile the backbones with torch.compile.")
+    sync_batch_norm: bool = Field(
+        default=True,
+        description="Take BatchNorm's statistics from the rows of all ranks, so that their number "
+        "changes nothing; false: each rank normalises its own part of a batch.",
+    )
     channels_last: bool = Field(
         default=False, description="Keep the channels of images and videos last in memory."
     )

@@ -16,7 +16,7 @@ Small things, numbers and rows on the CPU, travel by gloo; tensors on a GPU by N
 import datetime
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,6 +234,13 @@ def total(values: Tensor) -> Tensor:
 def mean(values: Tensor) -> Tensor:
     """The mean over all ranks, without gradients."""
     return total(values) / size()
+
+
+def from_main(tensors: Iterable[Tensor]) -> None:
+    """Give every rank the values of rank 0, in place."""
+    if size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def global_mean(summed: Tensor, count: Tensor) -> Tensor:

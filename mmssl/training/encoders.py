@@ -25,6 +25,8 @@ class Encoders(nn.Module):
         super().__init__()
         self.backbones = nn.ModuleDict(backbones)
         self.modalities = list(modalities)
+        #: Do the ranks train as one network, with common statistics, or each for itself?
+        self.together = True
 
     @property
     def dims(self) -> dict[str, int]:
@@ -52,15 +54,16 @@ class Encoders(nn.Module):
                     {name: clips[name] for name in names}, {name: present[name] for name in names}
                 )
             elif self.training:
-                features[key] = _train(backbone, clips[key], present[key], everywhere[key])
+                ranks = distributed.size() if self.together else 1
+                features[key] = _train(backbone, clips[key], present[key], everywhere[key], ranks)
             else:
                 features[key] = _measure(backbone, clips[key], present[key])
         return features
 
     def _rows_everywhere(self, present: dict[str, Tensor]) -> dict[str, int]:
-        """How many rows of the global batch have each modality."""
+        """How many rows have each modality, over the ranks that train together."""
         counts = torch.stack([mask.sum() for mask in present.values()])
-        if self.training:  # elsewhere no rank needs to know of the others
+        if self.training and self.together:  # elsewhere no rank needs to know of the others
             counts = distributed.total(counts)
         return {name: int(count) for name, count in zip(present, counts, strict=True)}
 
@@ -83,7 +86,9 @@ def _measure(backbone: nn.Module, clip: Tensor, present: Tensor) -> Features:
     return Features(features.pooled * mask, tokens)
 
 
-def _train(backbone: nn.Module, clip: Tensor, present: Tensor, everywhere: int) -> Features:
+def _train(
+    backbone: nn.Module, clip: Tensor, present: Tensor, everywhere: int, ranks: int
+) -> Features:
     """Keep absent rows away from a network in training, whose BatchNorm would learn from zeros.
 
     All ranks take part in what normalises over all of them, or they would wait for each other.
@@ -92,9 +97,10 @@ def _train(backbone: nn.Module, clip: Tensor, present: Tensor, everywhere: int) 
         backbone: of one modality, in training mode.
         clip: ``[B, ...]``.
         present: ``[B]`` bool, on the CPU.
-        everywhere: rows that have the modality, over all ranks.
+        everywhere: rows that have the modality, over all ranks that train together.
+        ranks: their number.
     """
-    if everywhere == len(present) * distributed.size():
+    if everywhere == len(present) * ranks:
         features: Features = backbone(clip)
         return features
     if everywhere == 0:

@@ -133,6 +133,7 @@ class Pretraining:
         self.state = State()
         self.optimizer = self._new_optimizer()
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self.encoders.together = settings.sync_batch_norm
         self._network = _Network(self.encoders, self.objective, modalities, settings.channels_last)
         self._parallel: nn.Module = self._network
         self._part = Part(distributed.rank(), distributed.size(), settings.accumulate)
@@ -214,6 +215,7 @@ class Pretraining:
     def _round(self) -> None:
         """One round, or what a checkpoint left of it."""
         state, plan = self.state, self.plan(self.state.round)
+        self._agree_on_statistics()
         anew = self._begin_round(resumed=state.begun)
         self._tell_skipped()
         if not state.begun:
@@ -252,16 +254,22 @@ class Pretraining:
     def _parallelise(self) -> None:
         """Average gradients over ranks; anew in each round, for which an objective may change."""
         if distributed.size() > 1:
-            synchronise(self._network)
+            if self.settings.sync_batch_norm:
+                synchronise(self._network)
             # Convolutions of size 1 with the channel last, whose strides mean nothing.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             with warnings.catch_warnings():  # torch 2.14 calls broadcast_buffers otherwise
                 warnings.simplefilter("ignore", FutureWarning)
                 self._parallel = DistributedDataParallel(
                     self._network,
-                    broadcast_buffers=False,  # statistics are of all ranks already
+                    broadcast_buffers=not self.settings.sync_batch_norm,
                     find_unused_parameters=True,  # an objective need not use all in every step
                 )
+
+    def _agree_on_statistics(self) -> None:
+        """Where each rank normalises for itself, those of rank 0 are measured with and saved."""
+        if not self.settings.sync_batch_norm:
+            distributed.from_main(self._network.buffers())
 
     def _tell_skipped(self) -> None:
         """Let every rank know which samples the others found unreadable."""
@@ -397,6 +405,7 @@ class Pretraining:
     def _validate(self) -> None:
         """The losses on the validation clips, averaged over the samples that each is a mean of."""
         dataset = self.datasets["validation"]
+        self._agree_on_statistics()
         reader = ClipReader(dataset, self.modalities, seed=self.settings.seed)
         self.encoders.eval()
         self.objective.eval()

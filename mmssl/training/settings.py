@@ -38,6 +38,7 @@ class Settings:
     early_stop: int | None
     freeze_encoders: bool
     precision: Precision
+    sync_batch_norm: bool
     channels_last: bool
     log_every: int
     checkpoint_steps: int | None
