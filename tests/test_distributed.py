@@ -652,3 +652,15 @@ def test_too_many_unreadable_samples_stop_every_rank(tmp_path: Path) -> None:
     with pytest.raises(RankFailed) as raised:
         on_ranks(2, unreadable, tmp_path / "run")
     assert "samples cannot be read, more than data.max_bad" in raised.value.errors[0]
+
+
+def collapsed(folder: Path) -> None:
+    objective = XDC(rounds=1, clusters=4, collapse_below=10.0)  # which 4 clusters never reach
+    pretraining(folder, settings=changed(batch_size=12), objective=objective, data=Rows(48)).run()
+
+
+def test_clusters_that_collapsed_stop_every_rank(tmp_path: Path) -> None:
+    with pytest.raises(RankFailed) as raised:
+        on_ranks(2, collapsed, tmp_path / "run")
+    assert all("have collapsed in round 1" in error for error in raised.value.errors)
+    assert not read_log(tmp_path / "run"), "no step was taken"
