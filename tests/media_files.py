@@ -135,4 +135,8 @@ def write(
             for part in [*resampler.resample(frame), *resampler.resample(None)]:
                 out.mux(audio.encode(part))
             out.mux(audio.encode(None))
+    # Run by root, SVT-AV1 leaves the thread that used it a real-time one: processes that wait for
+    # each other by polling, as ranks do, would then keep each other from the cores.
+    if hasattr(os, "sched_setscheduler"):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
