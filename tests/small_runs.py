@@ -147,7 +147,7 @@ class Started:
                 living.append(int(stat.parent.name))
         return living
 
-    def all_gone(self, seconds: float = 12) -> bool:
+    def all_gone(self, seconds: float = 40) -> bool:
         """Do all processes of the session end by themselves in time?"""
         deadline = time.monotonic() + seconds
         while self.alive() and time.monotonic() < deadline:

@@ -289,6 +289,7 @@ def test_a_run_is_free_again_as_soon_as_its_process_is_killed(
     started.wait_until(lambda: steps(run.path) >= 1)
     with pytest.raises(UserError, match="is in use by another process"), run.locked():
         pass
+    started.wait_until(lambda: len(started.alive()) > 1)  # between two passes there are no others
     started.kill()
     assert started.alive(), "loader processes outlive the killed one for some seconds"
     with run.locked():
