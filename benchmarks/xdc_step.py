@@ -55,8 +55,8 @@ def make_pretraining(recipe: Recipe, folder: Path) -> Pretraining:
     """The loop as a run has it, past the clustering: pseudo-labels are random."""
     device = assembly.choose_device(recipe)
     encoders = assembly.build_encoders(recipe)
-    objective = assembly.build_objective(recipe, encoders)
     train, _ = assembly.build_datasets(recipe)
+    objective = assembly.build_objective(recipe, encoders, train)
     assert isinstance(objective, XDC)
     rng = np.random.default_rng(0)
     objective._labels = {
@@ -76,8 +76,8 @@ def make_pretraining(recipe: Recipe, folder: Path) -> Pretraining:
         modalities=assembly.build_modalities(recipe),
         train=train,
         validation=None,
-        plan=lambda number: assembly.round_plan(recipe, number, objective.rounds),
-        settings=assembly.training_settings(recipe),
+        plan=lambda number: assembly.round_plan(recipe.training, number, objective.rounds),
+        settings=assembly.training_settings(recipe.training, seed=recipe.seed, max_bad=1.0),
         loader=assembly.loader_settings(recipe, device),
         device=device,
         trackers=[],

@@ -12,7 +12,7 @@ Shapes: ``B`` samples, ``C`` channels, ``T`` frames, ``H`` and ``W`` pixels, ``F
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mmssl.data.draws import Draws
     from mmssl.data.media import Media
     from mmssl.recipe import Recipe
+    from mmssl.recipe.model import Training
     from mmssl.training.encoders import Encoders
     from mmssl.training.progress import Progress
 
@@ -50,6 +51,8 @@ class Sample:
         end: where it ends, in seconds; None for the end of the file.
         label: index into `Dataset.classes`, or None. Pretraining without labels only measures
             with it.
+        labels: of a multi-label dataset, all the classes of the sample, as indices; None where it
+            was not labelled. `label` is None then.
         fields: any further columns of the row; a new modality reads its own.
         root: folder that relative paths in `fields` are relative to.
         span: first byte and number of bytes of the media in that file, where it is a part of an
@@ -64,6 +67,7 @@ class Sample:
     fields: Mapping[str, str] = field(default_factory=dict)
     root: str = ""
     span: tuple[int, int] | None = None
+    labels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,19 +89,22 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The span of time that one clip covers, the same for all its modalities.
+    """The part of a sample that one clip covers, the same for all its modalities.
 
     Attributes:
         start: seconds from the beginning of the file.
         seconds: length, the longest that any of the recipe's modalities needs.
+        place: where along a picture's longer side an evaluation's crop lies, from 0, its left or
+            upper end, to 1; the middle by default. Modalities without pictures pass over it.
     """
 
     start: float
     seconds: float
+    place: float = 0.5
 
     def centred(self, seconds: float) -> "Window":
         """The window of another length around the same middle."""
-        return Window(self.start + (self.seconds - seconds) / 2, seconds)
+        return replace(self, start=self.start + (self.seconds - seconds) / 2, seconds=seconds)
 
 
 @dataclass
@@ -109,7 +116,9 @@ class Batch:
         seeds: ``[B]`` int64, from which every augmentation of a sample is drawn.
         clips: by modality, ``[B, ...]``; rows of absent modalities are zeros.
         present: by modality, ``[B]`` bool on the CPU: does the sample have the modality?
-        labels: ``[B]`` int64, the dataset's labels, `IGNORE` where there is none.
+        labels: ``[B]`` int64, the dataset's labels, `IGNORE` where there is none. Of a multi-label
+            dataset ``[B, C]`` float32, 1 for each class of a sample and 0 for the others; a row
+            of `IGNORE` where it was not labelled.
         split: which dataset the samples come from.
     """
 
@@ -247,9 +256,11 @@ class Dataset(ABC):
 
     Attributes:
         classes: names of the classes that labels index; empty for unlabelled data.
+        multilabel: may a sample have several classes? They are in `Sample.labels` then.
     """
 
     classes: Sequence[str] = ()
+    multilabel: bool = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -281,7 +292,10 @@ class Dataset(ABC):
         return None
 
     def labels(self) -> np.ndarray:
-        """``[len(self)]`` int32, `IGNORE` where a sample has none. Used for measuring only."""
+        """``[len(self)]`` int32, `IGNORE` where a sample has no single label.
+
+        Used for measuring only.
+        """
         labels = (self.sample(i).label for i in range(len(self)))
         return np.fromiter((IGNORE if x is None else x for x in labels), np.int32, len(self))
 
@@ -385,10 +399,15 @@ class Objective(nn.Module):
     It sees features by modality and works for any modalities whose backbones fit.
 
     Attributes:
-        rounds: how often `begin_round` is called; 1 unless the objective relabels.
+        rounds: how often `begin_round` is called; 1 unless the objective relabels, and 0 for one
+            that trains nothing.
+        class_names: the classes of the training data, empty without labels; set before `build`.
+        multilabel: may a sample have several of them? Set before `build`, too.
     """
 
     rounds: int = 1
+    class_names: Sequence[str] = ()
+    multilabel: bool = False
 
     def build(self, encoders: "Encoders") -> None:
         """Create the modules that need the features' sizes.
@@ -431,6 +450,30 @@ class Objective(nn.Module):
         """
         return ()
 
+    def augment(self, batch: Batch, clips: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
+        """Change prepared clips, and what the loss is told of them, before they are encoded.
+
+        Called in training only, on the device; by default nothing changes. Draw from
+        ``Draws(batch.seeds, ...)``, so that the number of ranks changes nothing.
+
+        Args:
+            batch: whose raw `Batch.clips` are not used any more.
+            clips: by modality, as `Modality.prepare` returned them.
+        """
+        return batch, clips
+
+    def embeddings(self, features: dict[str, Features]) -> dict[str, dict[str, Tensor]]:
+        """Where features of several modalities can be compared: by space, then by modality.
+
+        Args:
+            features: by modality.
+
+        Returns:
+            ``[B, D]`` tensors, D being the same for all modalities of a space, compared by their
+            cosine. Empty, by default, for an objective that aligns no modalities.
+        """
+        return {}
+
     def loss(self, batch: Batch, features: dict[str, Features]) -> Losses:
         """The loss of one batch, averaged over what is valid in it; finite for any presence.
 
@@ -470,9 +513,10 @@ class LabelledFeatures:
     """Features of the readable samples of a dataset, as `EvaluationContext.features` gives them.
 
     Attributes:
-        index: ``[n]`` int64, ascending.
-        pooled: ``[n, D]`` float32 on the CPU, averaged over views.
-        labels: ``[n]`` int64.
+        index: ``[n]`` int64, ascending; a row stands once, or once a view.
+        pooled: ``[n, D]`` float32 on the CPU.
+        labels: ``[n]`` int64, `IGNORE` for none; of a multi-label dataset ``[n, C]`` float32, as in
+            `Batch.labels`.
     """
 
     index: np.ndarray
@@ -480,18 +524,31 @@ class LabelledFeatures:
     labels: np.ndarray
 
 
+#: Which encoders: as pretraining left them, or the same before any training.
+Weights = Literal["pretrained", "initial"]
+
+#: From features by modality to what is wanted of them: ``[B, D]`` float tensors by name. A name is
+#: a modality's, or several joined by ``+``, all of which a sample must have.
+Read = Callable[[dict[str, Features]], Mapping[str, Tensor]]
+
+
 class EvaluationContext(Protocol):
-    """What a stage lends an evaluator.
+    """What a stage lends an evaluator. Every rank has one, and all must call the same.
+
+    What takes long, features and training, goes on after a kill where it was: calls are told
+    apart by their order, so an evaluator must make the same ones each time.
 
     Attributes:
-        modalities: the recipe's modalities, in its order.
         run_folder: the run, for what pretraining left (``clusters/round-NN/...``).
+        folder: the evaluation's own, ``evaluations/<name>``, for further files; rank 0 writes.
         pretraining_data: the dataset of pretraining, for measuring what was found in it.
-        seed: the recipe's seed.
         device: where encoders run.
+        modalities: the recipe's modalities, in its order.
+        seed: the recipe's seed.
     """
 
     run_folder: Path
+    folder: Path
     pretraining_data: Dataset
     device: torch.device
 
@@ -501,19 +558,66 @@ class EvaluationContext(Protocol):
     @property
     def seed(self) -> int: ...  # noqa: D102
 
+    def encoders(self, weights: Weights = "pretrained") -> "Encoders":
+        """The encoders, on `device`; a copy for whoever asks."""
+
+    def objective(self) -> Objective:
+        """The objective as pretraining left it, on `device`, in eval mode.
+
+        Raises:
+            UserError: this run has not kept it.
+        """
+
     def features(
         self,
         dataset: Dataset,
         *,
-        weights: Literal["pretrained", "initial"] = "pretrained",
-        views: int = 1,
+        weights: "Weights | Encoders" = "pretrained",
+        read: Read | None = None,
+        modalities: Mapping[str, Modality] | None = None,
+        clips: int = 1,
+        crops: int = 1,
+        over_views: Literal["mean", "max", "none"] = "mean",
+        unlabelled: bool = False,
     ) -> dict[str, LabelledFeatures]:
-        """Features by modality of a labelled dataset's clips.
+        """Features by modality of a dataset's clips.
 
         Args:
-            dataset: samples without label are left out.
-            weights: ``"initial"``: the same encoders before any training.
-            views: clips per sample, uniformly placed; their features are averaged.
+            dataset: what to read; samples that are unreadable are left out.
+            weights: of which encoders, or encoders themselves, such as `train` returned.
+            read: what of the features is wanted; by default `Features.pooled` of each modality.
+            modalities: what is read of a sample, where other than the recipe's: clips of another
+                length, or some modalities only.
+            clips: clips per sample, uniformly placed.
+            crops: crops per clip, along the longer side of the picture.
+            over_views: mean or largest value over a sample's ``clips * crops`` views, or all
+                of them, one after the other.
+            unlabelled: also samples without label.
+        """
+
+    def train(
+        self,
+        dataset: Dataset,
+        *,
+        objective: Objective,
+        training: "Training",
+        validation: Dataset | None = None,
+        weights: Weights = "pretrained",
+        modalities: Mapping[str, Modality] | None = None,
+    ) -> "Encoders":
+        """Train encoders further, by the same loop as in pretraining.
+
+        Args:
+            dataset: to train on.
+            objective: not yet built; its heads are trained ones afterwards.
+            training: as the block of this name in a recipe.
+            validation: its loss is measured after every epoch; `Training.early_stop` needs it.
+            weights: where to begin.
+            modalities: what is read of a sample, where other than the recipe's; encoders of the
+                others take no part.
+
+        Returns:
+            Trained encoders, in eval mode.
         """
 
 

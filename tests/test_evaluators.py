@@ -57,9 +57,9 @@ class Context:
         return list(self.spread)
 
     def features(
-        self, dataset: Dataset, *, weights: str = "pretrained", views: int = 1
+        self, dataset: Dataset, *, weights: str = "pretrained", clips: int = 1, crops: int = 1
     ) -> dict[str, LabelledFeatures]:
-        self.asked.append((dataset, weights, views))
+        self.asked.append((dataset, weights, clips * crops))
         labels = dataset.labels()
         index = np.flatnonzero(labels != IGNORE)
         labels = labels[index].astype(np.int64)
@@ -123,7 +123,7 @@ def test_accuracy_is_an_independent_solvers() -> None:
 def test_pretrained_beside_untrained() -> None:
     context = Context()
     train, test = balanced(200), balanced(402)
-    result = LinearProbe(train=train, test=test, views=3).evaluate(context)
+    result = LinearProbe(train=train, test=test, clips=3).evaluate(context)
     metrics = result.metrics
     assert metrics["video/top1"] > 0.9
     assert metrics["audio/top1"] < metrics["video/top1"]

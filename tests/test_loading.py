@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,14 @@ from torch import Tensor
 from toys import Rows, Vector
 
 from mmssl import Media, Window
-from mmssl.contracts import Batch
+from mmssl.contracts import Batch, Sample
 from mmssl.data import time_limit
 from mmssl.data.loading import (
     ClipReader,
     Loaded,
     LoaderSettings,
     Unreadable,
-    evaluation_window,
+    Views,
     ordered_batches,
     training_batches,
     training_window,
@@ -121,7 +122,7 @@ def test_a_sample_without_any_modality_is_unreadable() -> None:
 
 
 def test_views_stand_next_to_each_other() -> None:
-    reader = ClipReader(Rows(3), MODALITIES, seed=0, views=2)
+    reader = ClipReader(Rows(3), MODALITIES, seed=0, views=Views(clips=2))
     (loaded,) = ordered_batches(
         reader, np.array([0, 2]), batch_size=8, split="train", settings=LoaderSettings()
     )
@@ -132,8 +133,8 @@ def test_views_stand_next_to_each_other() -> None:
 
 
 def test_windows() -> None:
-    assert [evaluation_window(1, 11, 2, v, 5).start for v in range(5)] == [1, 3, 5, 7, 9]
-    assert evaluation_window(1, 11, 2, 0, 1).start == 5
+    assert [Views(5).window(v, 1, 11, 2).start for v in range(5)] == [1, 3, 5, 7, 9]
+    assert Views().window(0, 1, 11, 2) == Window(5, 2, 0.5)
     rng = np.random.default_rng(0)
     starts = [training_window(1, 11, 2, rng).start for _ in range(2000)]
     assert min(starts) >= 1
@@ -141,10 +142,43 @@ def test_windows() -> None:
     assert np.mean(starts) == pytest.approx(5, abs=0.15)
 
 
+def test_crops_of_a_clip_stand_next_to_each_other() -> None:
+    views = Views(clips=2, crops=3)
+    assert len(views) == 6
+    assert [views.window(v, 0, 10, 2) for v in range(6)] == [
+        Window(start, 2, place) for start in (0, 8) for place in (0, 0.5, 1)
+    ]
+    assert Window(0, 4, 1.0).centred(2) == Window(1, 2, 1.0)
+
+
+class ManyClasses(Rows):
+    """Rows of several classes, of one, of none; the fourth was not labelled."""
+
+    multilabel = True
+
+    def sample(self, index: int) -> Sample:
+        labels = ((0, 2), (1,), (), None)[index]
+        return replace(super().sample(index), label=None, labels=labels)
+
+
+def test_labels_of_several_classes() -> None:
+    class Constant(Vector):
+        def read(self, media: Media, window: Window, rng: np.random.Generator | None) -> Tensor:
+            return torch.zeros(8)
+
+    reader = ClipReader(ManyClasses(4), {"a": Constant("a")}, seed=0)
+    (loaded,) = ordered_batches(
+        reader, range(4), batch_size=4, split="train", settings=LoaderSettings()
+    )
+    assert loaded.batch.labels.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0], [-100] * 3]
+    assert loaded.batch.labels.dtype == torch.float32
+    assert loaded.batch.chunk(2)[1].labels.tolist() == [[0, 0, 0], [-100] * 3]
+
+
 def test_windows_longer_than_the_sample_are_around_it() -> None:
-    assert evaluation_window(1, 2, 4, 0, 1).start == -0.5
+    assert Views().window(0, 1, 2, 4).start == -0.5
     # From the one that ends with the sample to the one that begins with it.
-    assert [evaluation_window(1, 2, 4, v, 3).start for v in range(3)] == [-2, -0.5, 1]
+    assert [Views(3).window(v, 1, 2, 4).start for v in range(3)] == [-2, -0.5, 1]
     rng = np.random.default_rng(0)
     starts = [training_window(1, 2, 4, rng).start for _ in range(2000)]
     assert min(starts) >= -2

@@ -207,10 +207,11 @@ ROWS = [
 
 def rates(recipe: Recipe, number: int) -> list[float]:
     """The learning rate at the beginning of every epoch of a round, as training sets it."""
-    settings = assembly.training_settings(recipe)
+    settings = assembly.training_settings(recipe.training, seed=0, max_bad=1.0)
     optimizer = settings.make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])
     peak = optimizer.param_groups[0]["lr"] * settings.lr_scale
-    plan = assembly.round_plan(recipe, number, recipe.objective.parameters.get("rounds", 1))
+    rounds = recipe.objective.parameters.get("rounds", 1)
+    plan = assembly.round_plan(recipe.training, number, rounds)
     steps = settings.steps_per_epoch
     return [
         peak * plan.factor(At(epoch * steps, steps, plan.epochs, 1 / settings.lr_scale))

@@ -5,30 +5,140 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
+from torch import nn
+from toys import Perceptron, Rows, Vector
 
-from mmssl.contracts import Evaluation, Table
-from mmssl.pipeline.stages import _mean_over_views, write_evaluation
+from mmssl.contracts import Evaluation, Features, Table
+from mmssl.data.loading import LoaderSettings, Views
+from mmssl.errors import UserError
+from mmssl.pipeline.evaluation import write_evaluation
+from mmssl.training import kept_features
+from mmssl.training.encoders import Encoders
+from mmssl.training.features import FeatureStream
+from mmssl.training.kept_features import Block, OverViews, blocks, labelled, load
+from mmssl.training.progress import Silent
+from mmssl.training.settings import Group, grouped
 
-
-def test_features_of_views_are_averaged_by_sample() -> None:
-    rng = np.random.default_rng(0)
-    index = np.repeat([2, 5, 6, 9], [3, 3, 1, 2])  # two views of 6 and one of 9 were unreadable
-    pooled = rng.normal(size=(len(index), 4)).astype(np.float32)
-    labels = index % 2
-    batches = [(index[i : i + 4], pooled[i : i + 4], labels[i : i + 4]) for i in range(0, 9, 4)]
-    out = _mean_over_views(batches)
-    assert out.index.tolist() == [2, 5, 6, 9]
-    assert out.labels.tolist() == [0, 1, 0, 1]
-    for row, sample in enumerate(out.index):
-        assert out.pooled[row] == pytest.approx(pooled[index == sample].mean(0), abs=1e-6)
-    assert out.pooled.dtype == np.float32
+MODALITIES = {"a": Vector("a"), "b": Vector("b", dim=3)}
 
 
-def test_one_view_is_passed_on() -> None:
-    pooled = np.eye(3, dtype=np.float32)
-    out = _mean_over_views([(np.arange(3), pooled, np.arange(3))])
-    assert np.array_equal(out.pooled, pooled)
+def stream() -> FeatureStream:
+    torch.manual_seed(0)
+    backbones = {"a": Perceptron(8, 4), "b": Perceptron(3, 5)}
+    return FeatureStream(
+        encoders=Encoders(backbones, list(backbones)).eval(),
+        modalities=MODALITIES,
+        device=torch.device("cpu"),
+        precision="fp32",
+        batch_size=7,
+        settings=LoaderSettings(),
+        seed=0,
+        unreadable=lambda split, failure: None,
+    )
+
+
+def by_hand(data: Rows, views: Views, over: str) -> dict[str, dict[int, np.ndarray]]:
+    """By modality and row: mean, largest or all of the views' features."""
+    found: dict[str, dict[int, np.ndarray]] = {"a": {}, "b": {}}
+    reading = stream()
+    for row in range(len(data)):
+        seen: dict[str, list[np.ndarray]] = {"a": [], "b": []}
+        for batch in reading(data, [row], views=views):  # type: ignore[arg-type]
+            for name, values in batch.pooled.items():
+                seen[name].extend(values[torch.from_numpy(batch.present[name])].numpy())
+        for name, values in seen.items():
+            if values:
+                every = np.stack(values)
+                found[name][row] = {"mean": every.mean(0), "max": every.max(0), "none": every}[over]
+    return found
+
+
+@pytest.mark.parametrize("over", ["mean", "max", "none"])
+def test_kept_features_are_those_of_row_by_row(
+    over: OverViews, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_features, "ROWS", 5)
+    data, views = Rows(23, bad={4, 11}, without={"b": {0, 22}}), Views(3)
+    files = blocks(
+        tmp_path, data, stream(), views=views, over_views=over, progress=Silent(), title=""
+    )
+    assert len(files) == 5
+    for name, expected in by_hand(data, views, over).items():
+        found = labelled(files)[name]
+        assert np.unique(found.index).tolist() == sorted(expected)
+        assert len(found.index) == len(expected) * (3 if over == "none" else 1)
+        assert found.labels.tolist() == [row % 3 for row in found.index]
+        for row, values in expected.items():
+            got = found.pooled[found.index == row]
+            assert np.allclose(got, values.reshape(got.shape), atol=1e-5)
+
+
+def test_a_killed_pass_goes_on_with_the_blocks_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_features, "ROWS", 5)
+    data, read = Rows(23), []
+
+    def note(features: dict[str, Features]) -> dict[str, torch.Tensor]:
+        read.append(len(features["a"].pooled))
+        return {"a": features["a"].pooled}
+
+    def run() -> list[Path]:
+        return blocks(tmp_path, data, stream(), read=note, progress=Silent(), title="")
+
+    whole = [load(file) for file in run()]
+    assert sum(read) == 23
+    for lost in (1, 4):  # rows 5 to 9, and 20 to 22
+        (tmp_path / f"{lost:06d}.npz").unlink()
+    read.clear()
+    again = [load(file) for file in run()]
+    assert sum(read) == 8
+    for one, other in zip(whole, again, strict=True):
+        assert np.array_equal(one.index, other.index)
+        assert np.allclose(one.values["a"], other.values["a"], atol=1e-6)
+    read.clear()
+    run()
+    assert not read
+
+
+def test_names_of_several_modalities_need_all_of_them(tmp_path: Path) -> None:
+    def both(features: dict[str, Features]) -> dict[str, torch.Tensor]:
+        return {"a+b": torch.cat([features["a"].pooled, features["b"].pooled], 1)}
+
+    data = Rows(9, without={"a": {1}, "b": {5}})
+    files = blocks(tmp_path, data, stream(), read=both, progress=Silent(), title="")
+    assert labelled(files)["a+b"].index.tolist() == [0, 2, 3, 4, 6, 7, 8]
+
+
+def test_rows_without_label_are_left_out_unless_asked_for(tmp_path: Path) -> None:
+    block = Block(
+        np.arange(3),
+        np.array([1, -100, 0]),
+        {"a": np.eye(3, dtype=np.float32)},
+        {"a": np.ones(3, bool)},
+    )
+    kept_features._write(tmp_path / "0.npz", block)
+    assert labelled([tmp_path / "0.npz"])["a"].index.tolist() == [0, 2]
+    assert labelled([tmp_path / "0.npz"], unlabelled=True)["a"].index.tolist() == [0, 1, 2]
+
+
+def test_parameters_are_grouped_by_name() -> None:
+    modules = {
+        "encoders": nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3)),
+        "objective": nn.Linear(3, 2),
+    }
+    modules["encoders"][0].bias.requires_grad_(False)  # type: ignore[index]
+    groups = [Group("objective.*", {"lr": 0.5}), Group("*.bias", {"weight_decay": 0.0})]
+    rest, heads, biases = grouped(modules, groups)
+    assert [p.shape for p in rest["params"]] == [(3, 2), (3, 3)]
+    assert [p.shape for p in heads["params"]] == [(2, 3), (2,)]
+    assert [p.shape for p in biases["params"]] == [(3,)]
+    assert (heads["lr"], biases["weight_decay"]) == (0.5, 0.0)
+    assert set(rest) == {"params"}
+    with pytest.raises(UserError, match=r"training.groups.0: no parameter .* is called 'head"):
+        grouped(modules, [Group("head*", {})])
 
 
 def test_an_evaluation_is_written_whole(tmp_path: Path) -> None:

@@ -119,7 +119,8 @@ def _show(terminal: "Terminal", folders: "list[RunFolder]") -> None:
     """What runs that are finished by now have found."""
     from mmssl.cli.terminal import show_results
     from mmssl.data.skipped import read_ledger
-    from mmssl.pipeline.stages import read_results, stage_names
+    from mmssl.pipeline.evaluation import read_results
+    from mmssl.pipeline.stages import stage_names
 
     finished = [f for f in folders if all(f.finished(stage) for stage in stage_names(f.recipe))]
     if len(folders) == 1 and finished:

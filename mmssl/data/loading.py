@@ -78,7 +78,7 @@ class Clip:
 
     row: int
     seed: int
-    label: int
+    label: Tensor
     tensors: dict[str, Tensor]
     present: dict[str, bool]
 
@@ -92,14 +92,40 @@ def training_window(start: float, end: float, seconds: float, rng: np.random.Gen
     return _window(start, end, seconds, rng.random())
 
 
-def evaluation_window(start: float, end: float, seconds: float, view: int, views: int) -> Window:
-    """The ``view``-th of ``views`` windows uniformly placed in ``[start, end]``; one is central.
+@dataclass(frozen=True)
+class Views:
+    """What of a sample is looked at in evaluation: clips, and crops of each.
 
-    The first begins at the start and the last ends at the end, as in the papers' tests on ten
-    clips a video. Where a window does not fit inside, they are placed around it instead, the
-    central one alike on both sides.
+    Attributes:
+        clips: uniformly placed; the first begins where the sample does, the last ends with it, a
+            single one is central.
+        crops: along the longer side of the picture, from one end to the other; a single one is
+            central.
     """
-    return _window(start, end, seconds, 0.5 if views == 1 else view / (views - 1))
+
+    clips: int = 1
+    crops: int = 1
+
+    def __len__(self) -> int:
+        return self.clips * self.crops
+
+    def window(self, view: int, start: float, end: float, seconds: float) -> Window:
+        """The part of ``[start, end]`` that a view shows: all crops of a clip, then the next one's.
+
+        Where a clip of ``seconds`` does not fit inside, clips are placed around it instead, the
+        central one alike on both sides.
+        """
+        clip, crop = divmod(view, self.crops)
+        window = _window(start, end, seconds, _among(clip, self.clips))
+        return replace(window, place=_among(crop, self.crops))
+
+
+#: The middle of a sample.
+CENTRAL = Views()
+
+
+def _among(number: int, count: int) -> float:
+    return 0.5 if count == 1 else number / (count - 1)
 
 
 def _window(start: float, end: float, seconds: float, share: float) -> Window:
@@ -116,7 +142,7 @@ class ClipReader:
         modalities: what is read of each, in the recipe's order.
         seed: the recipe's seed.
         sampler: which row stands at a position, for training; None to read rows in order.
-        views: with ``sampler=None``, clips per row: item ``row * views + view``.
+        views: with ``sampler=None``, of each row: item ``row * len(views) + view``.
     """
 
     def __init__(
@@ -126,7 +152,7 @@ class ClipReader:
         *,
         seed: int,
         sampler: Sampler | None = None,
-        views: int = 1,
+        views: Views = CENTRAL,
     ) -> None:
         self.dataset = dataset
         self.modalities = dict(modalities)
@@ -164,18 +190,18 @@ class ClipReader:
             window = training_window(media.start, media.end, self.seconds, rng("window"))
             tensors, present = self._modalities(media, window, rng)
         seed = derive_seed(self.seed, "augment", position)
-        return Clip(row, seed, _label(sample), tensors, present)
+        return Clip(row, seed, self._label(sample), tensors, present)
 
     def _at_row(self, item: int) -> tuple[Clip, list[Unreadable]]:
-        row, view = divmod(item, self.views)
+        row, view = divmod(item, len(self.views))
         sample = self.dataset.sample(row)
         try:
             with self._watched(row), Media(sample) as media:
-                window = evaluation_window(media.start, media.end, self.seconds, view, self.views)
+                window = self.views.window(view, media.start, media.end, self.seconds)
                 tensors, present = self._modalities(media, window, lambda _: None)
         except BadMedia as error:
             return self._empty(row, sample), [Unreadable(row, sample.id, str(error))]
-        return Clip(row, 0, _label(sample), tensors, present), []
+        return Clip(row, 0, self._label(sample), tensors, present), []
 
     @contextmanager
     def _watched(self, row: int) -> Iterator[None]:
@@ -187,7 +213,7 @@ class ClipReader:
 
     def _empty(self, row: int, sample: Sample) -> Clip:
         empty = {name: modality.empty() for name, modality in self.modalities.items()}
-        return Clip(row, 0, _label(sample), empty, dict.fromkeys(empty, False))
+        return Clip(row, 0, self._label(sample), empty, dict.fromkeys(empty, False))
 
     def _modalities(
         self,
@@ -208,9 +234,15 @@ class ClipReader:
             raise BadMedia(f"has none of the modalities {', '.join(present)}")
         return tensors, present
 
-
-def _label(sample: Sample) -> int:
-    return IGNORE if sample.label is None else sample.label
+    def _label(self, sample: Sample) -> Tensor:
+        """A sample's row of `Batch.labels`."""
+        if not self.dataset.multilabel:
+            return torch.tensor(IGNORE if sample.label is None else sample.label)
+        if sample.labels is None:
+            return torch.full((len(self.dataset.classes),), float(IGNORE))
+        targets = torch.zeros(len(self.dataset.classes))
+        targets[list(sample.labels)] = 1.0
+        return targets
 
 
 def collate(items: Sequence[tuple[Clip, list[Unreadable]]], split: Split) -> Loaded:
@@ -224,7 +256,7 @@ def collate(items: Sequence[tuple[Clip, list[Unreadable]]], split: Split) -> Loa
             # In a loader process straight into the memory that it shares with the main one.
             clips={name: default_collate([clip.tensors[name] for clip in clips]) for name in names},
             present={name: torch.tensor([clip.present[name] for clip in clips]) for name in names},
-            labels=torch.tensor([clip.label for clip in clips]),
+            labels=torch.stack([clip.label for clip in clips]),
             split=split,
         )
     return Loaded(
@@ -391,7 +423,7 @@ def ordered_batches(
     Of several ranks each gets its part of every batch. What is left of the last one when all
     ranks have equally many comes as a batch of its own, the same on every rank.
     """
-    return _load(reader, _Slices(rows, reader.views, batch_size, part), split, settings)
+    return _load(reader, _Slices(rows, len(reader.views), batch_size, part), split, settings)
 
 
 class _Slices(Sequence[list[int]]):

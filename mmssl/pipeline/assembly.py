@@ -10,9 +10,10 @@ from mmssl.data.limited import Limited
 from mmssl.data.loading import LoaderSettings
 from mmssl.errors import UserError
 from mmssl.recipe import Recipe
+from mmssl.recipe.model import Training
 from mmssl.training import distributed
 from mmssl.training.encoders import Encoders
-from mmssl.training.settings import RoundPlan, Settings
+from mmssl.training.settings import Group, RoundPlan, Settings
 
 
 def build_modalities(recipe: Recipe) -> dict[str, Modality]:
@@ -30,26 +31,32 @@ def build_encoders(recipe: Recipe) -> Encoders:
     return Encoders(backbones, list(recipe.modalities))
 
 
-def build_objective(recipe: Recipe, encoders: Encoders) -> Objective:
-    """The objective, built for the encoders' dimensions.
+def build_objective(recipe: Recipe, encoders: Encoders, train: Dataset) -> Objective:
+    """The objective, built for the encoders' dimensions and the classes of the data.
 
     Raises:
-        UserError: it does not fit the modalities, or the recipe plans a last round for an
-            objective that has only one.
+        UserError: it does not fit them, or the recipe plans a last round for an objective that
+            has only one.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(recipe.seed, "objective"))
-        objective: Objective = recipe.objective.build()
-        try:
-            objective.build(encoders)
-        except UserError as error:
-            raise recipe.error(("objective",), str(error).removeprefix("objective: ")) from error
+    objective: Objective = recipe.objective.build()
+    try:
+        build_heads(objective, encoders, train, recipe.seed)
+    except UserError as error:
+        raise recipe.error(("objective",), str(error).removeprefix("objective: ")) from error
     if recipe.training.final_round is not None and objective.rounds == 1:
         raise recipe.error(
             ("training", "final_round"),
             "this objective has a single round: set epochs and schedule",
         )
     return objective
+
+
+def build_heads(objective: Objective, encoders: Encoders, train: Dataset, seed: int) -> None:
+    """Let an objective make its modules: a function of the seed."""
+    objective.class_names, objective.multilabel = tuple(train.classes), train.multilabel
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "objective"))
+        objective.build(encoders)
 
 
 def build_datasets(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
@@ -107,11 +114,16 @@ def loader_settings(recipe: Recipe, device: torch.device) -> LoaderSettings:
     return LoaderSettings(data.workers, data.prefetch, pin=pin, time_limit=data.time_limit)
 
 
-def training_settings(recipe: Recipe) -> Settings:
-    """The recipe's training block, in the loop's terms."""
-    training = recipe.training
+def training_settings(training: Training, *, seed: int, max_bad: float) -> Settings:
+    """A training block, in the loop's terms.
+
+    Args:
+        training: the recipe's, or an evaluation's.
+        seed: the recipe's.
+        max_bad: the largest tolerated share of unreadable samples.
+    """
     return Settings(
-        seed=recipe.seed,
+        seed=seed,
         epoch_size=training.epoch_size,
         batch_size=training.batch_size,
         accumulate=training.accumulate,
@@ -127,14 +139,21 @@ def training_settings(recipe: Recipe) -> Settings:
         checkpoint_steps=training.checkpoint.steps,
         checkpoint_minutes=training.checkpoint.minutes,
         keep=training.checkpoint.keep,
-        max_bad=recipe.data.max_bad,
+        max_bad=max_bad,
+        groups=[
+            Group(
+                group.parameters,
+                group.model_dump(include={"lr", "weight_decay"}, exclude_none=True),
+            )
+            for group in training.groups
+        ],
     )
 
 
-def round_plan(recipe: Recipe, number: int, rounds: int) -> RoundPlan:
+def round_plan(training: Training, number: int, rounds: int) -> RoundPlan:
     """Epochs and schedule of a round; the last may have its own."""
-    epochs, schedule = recipe.training.epochs, recipe.training.schedule
-    final = recipe.training.final_round
+    epochs, schedule = training.epochs, training.schedule
+    final = training.final_round
     if final is not None and number == rounds:
         epochs = epochs if final.epochs is None else final.epochs
         schedule = schedule if final.schedule is None else final.schedule

@@ -12,6 +12,7 @@ from mmssl.pipeline import assembly
 from mmssl.recipe import Recipe
 from mmssl.recipe.component import ComponentSpec
 from mmssl.training.encoders import Encoders
+from mmssl.training.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ def make_plan(recipe: Recipe) -> Plan:
     modalities = assembly.build_modalities(recipe)
     encoders = assembly.build_encoders(recipe)
     _check_features(recipe, encoders, modalities)
-    objective = assembly.build_objective(recipe, encoders)
     train, validation = assembly.build_datasets(recipe)
+    objective = assembly.build_objective(recipe, encoders, train)
     for spec in (*recipe.evaluations.values(), *recipe.trackers):
         spec.build()
     _check_batch(recipe, launcher.ranks)
@@ -48,7 +49,7 @@ def make_plan(recipe: Recipe) -> Plan:
     steps = _total_steps(recipe, objective.rounds)
     summary = (
         f"{recipe.name}: {recipe.objective.use} of {' and '.join(modalities)} on {device}, "
-        f"{objective.rounds} round{'s' * (objective.rounds > 1)}, {steps:,} steps, "
+        f"{objective.rounds} round{'s' * (objective.rounds != 1)}, {steps:,} steps, "
         f"{_count(encoders) + heads:,} parameters"
     )
     networks: list[tuple[str, str, str, Any, int]] = [
@@ -128,7 +129,7 @@ def _training(recipe: Recipe, modalities: dict[str, Modality], ranks: int) -> Ta
     rows = [("optimizer", _short(training.optimizer)), ("schedule", _short(training.schedule))]
     if training.final_round is not None and training.final_round.schedule is not None:
         rows.append(("schedule of the last round", _short(training.final_round.schedule)))
-    steps = assembly.training_settings(recipe).steps_per_epoch
+    steps = _settings(recipe).steps_per_epoch
     rows.append(("an epoch", f"{steps:,} steps"))
     rows.append(("precision", training.precision + ", compiled" * training.compile))
     if training.accumulate > 1:
@@ -191,22 +192,30 @@ def _check_features(recipe: Recipe, encoders: Encoders, modalities: dict[str, Mo
                 )
 
 
+def _settings(recipe: Recipe) -> Settings:
+    return assembly.training_settings(
+        recipe.training, seed=recipe.seed, max_bad=recipe.data.max_bad
+    )
+
+
 def _total_steps(recipe: Recipe, rounds: int) -> int:
-    settings = assembly.training_settings(recipe)
-    plans = (assembly.round_plan(recipe, number, rounds) for number in range(1, rounds + 1))
+    settings = _settings(recipe)
+    plans = (
+        assembly.round_plan(recipe.training, number, rounds) for number in range(1, rounds + 1)
+    )
     return sum(settings.steps_per_epoch * plan.epochs for plan in plans)
 
 
 def _rounds(recipe: Recipe, rounds: int, samples: int) -> Table:
     """Steps, batch and learning rate of each round; equal rounds share a row."""
-    settings = assembly.training_settings(recipe)
+    settings = _settings(recipe)
     base = settings.make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])
     peak = base.param_groups[0]["lr"] * settings.lr_scale
     rows = []
     first = 1
     has_own_last = recipe.training.final_round is not None and rounds > 1
-    for last in sorted({rounds - 1, rounds} if has_own_last else {rounds}):
-        plan = assembly.round_plan(recipe, last, rounds)
+    for last in sorted({rounds - 1, rounds} if has_own_last else {rounds} - {0}):
+        plan = assembly.round_plan(recipe.training, last, rounds)
         steps = settings.steps_per_epoch * plan.epochs
         looks = sorted({steps * i // 1000 for i in range(1000)} | {max(0, steps - 1)})
         rates = [peak * plan.factor(settings.place(step, plan.epochs)) for step in looks]

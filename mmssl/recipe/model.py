@@ -38,6 +38,8 @@ Device = Annotated[
 ]
 Folder = Annotated[str, StringConstraints(min_length=1), Expects("the path of a folder")]
 Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Minutes = Annotated[float, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -125,6 +127,22 @@ class Checkpoint(Typed):
     keep: Positive = Field(default=2, description="The number of latest checkpoints that are kept.")
 
 
+class ParameterGroup(Typed):
+    """Parameters that are trained with settings of their own."""
+
+    parameters: str = Field(
+        min_length=1,
+        description="A pattern of their names, where * stands for anything: encoders.*, "
+        "objective.*, encoders.backbones.video.stem.*, *.bias. The first group that fits counts.",
+    )
+    lr: Rate | None = Field(
+        default=None, description="Their peak learning rate; null: the optimizer's."
+    )
+    weight_decay: NotNegative | None = Field(
+        default=None, description="Their weight decay; null: the optimizer's."
+    )
+
+
 class Training(Typed):
     """How long, in what steps and with which numbers the encoders are trained."""
 
@@ -145,6 +163,11 @@ class Training(Typed):
         default=None,
         description="The batch size that optimizer.lr is meant for: the peak is lr * batch_size / "
         "lr_batch. null: lr is taken as it is.",
+    )
+    groups: list[ParameterGroup] = Field(
+        default=[],
+        description="Parameters with a learning rate or weight decay of their own, such as a "
+        "classifier's.",
     )
     final_round: FinalRound | None = Field(
         default=None, description="What the last round does otherwise, such as training for longer."

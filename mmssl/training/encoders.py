@@ -1,6 +1,6 @@
 """The recipe's backbones, by modality."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -8,6 +8,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from mmssl.contracts import Backbone, Features
+from mmssl.errors import UserError
 from mmssl.training import distributed
 from mmssl.training.batch_norm import uncounted
 from mmssl.training.checkpoints import write_atomically
@@ -67,13 +68,38 @@ class Encoders(nn.Module):
             counts = distributed.total(counts)
         return {name: int(count) for name, count in zip(present, counts, strict=True)}
 
+    def only(self, modalities: Iterable[str]) -> "Encoders":
+        """The same backbones, of some modalities.
+
+        Raises:
+            UserError: a modality has none, or shares its backbone with one that is left out.
+        """
+        wanted = list(modalities)
+        for name in wanted:
+            if name not in self.modalities:
+                raise UserError(f"there is no encoder of {name!r}, only of {self.modalities}")
+        kept = {}
+        for key, backbone in self.backbones.items():
+            names = key.split("+")
+            left_out = [name for name in names if name not in wanted]
+            if len(left_out) < len(names):
+                if left_out:
+                    raise UserError(f"the backbone {key!r} needs {left_out[0]!r}, too")
+                kept[key] = backbone
+        return Encoders(kept, wanted)  # type: ignore[arg-type]
+
     def save(self, path: Path) -> None:
         """Write all weights as safetensors, atomically."""
-        write_atomically(path, lambda temporary: save_model(self, str(temporary)))
+        save_weights(self, path)
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote."""
         load_model(self, path)
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write all parameters and buffers as safetensors, atomically; `load_model` reads them."""
+    write_atomically(path, lambda temporary: save_model(module, str(temporary)))
 
 
 def _measure(backbone: nn.Module, clip: Tensor, present: Tensor) -> Features:

@@ -8,9 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl.contracts import Dataset, Modality, Split
+from mmssl.contracts import Dataset, Features, Modality, Read, Split
 from mmssl.data.draws import Draws
-from mmssl.data.loading import ClipReader, LoaderSettings, Unreadable, ordered_batches
+from mmssl.data.loading import (
+    CENTRAL,
+    ClipReader,
+    LoaderSettings,
+    Unreadable,
+    Views,
+    ordered_batches,
+)
 from mmssl.training.encoders import Encoders
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -46,6 +53,11 @@ def prepare(
             clip = clip.contiguous(memory_format=layout)
         prepared[name] = clip
     return prepared
+
+
+def pooled(features: dict[str, Features]) -> dict[str, Tensor]:
+    """`Features.pooled` by modality."""
+    return {name: found.pooled for name, found in features.items()}
 
 
 @dataclass
@@ -84,9 +96,23 @@ class FeatureStream:
     channels_last: bool = False
 
     def __call__(
-        self, dataset: Dataset, rows: np.ndarray | range, *, split: Split = "train", views: int = 1
+        self,
+        dataset: Dataset,
+        rows: np.ndarray | range,
+        *,
+        split: Split = "train",
+        views: Views = CENTRAL,
+        read: Read = pooled,
     ) -> Iterator[Streamed]:
-        """Features of ``views`` clips of each row, in the order of ``rows``, one row per clip."""
+        """Features of the views of each row, in the order of ``rows``, one after the other.
+
+        Args:
+            dataset: where the rows are.
+            rows: which.
+            split: under which unreadable ones are noted.
+            views: of each row.
+            read: what of the features is wanted, by name.
+        """
         reader = ClipReader(dataset, self.modalities, seed=self.seed, views=views)
         loaded = ordered_batches(
             reader, rows, batch_size=self.batch_size, split=split, settings=self.settings
@@ -100,13 +126,18 @@ class FeatureStream:
                 batch = item.batch.to(self.device)
                 with torch.no_grad(), autocast(self.device, self.precision):
                     clips = prepare(batch.clips, self.modalities, None, self.channels_last)
-                    features = self.encoders(clips, batch.present)
+                    found = read(self.encoders(clips, batch.present))
                 yield Streamed(
                     index=batch.index.numpy(),
-                    pooled={name: f.pooled.float() for name, f in features.items()},
-                    present={name: mask.numpy() for name, mask in batch.present.items()},
+                    pooled={name: values.float() for name, values in found.items()},
+                    present={name: _present(name, batch.present) for name in found},
                     labels=batch.labels.cpu().numpy(),
                 )
         finally:
             loaded.close()
             self.encoders.train(training)
+
+
+def _present(name: str, present: Mapping[str, Tensor]) -> np.ndarray:
+    """``[B]`` bool: does a sample have all the modalities of a name?"""
+    return torch.stack([present[modality] for modality in name.split("+")]).all(0).numpy()

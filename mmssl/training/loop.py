@@ -44,13 +44,13 @@ from mmssl.data.skipped import Skipped
 from mmssl.errors import UserError
 from mmssl.training import checkpoints, distributed
 from mmssl.training.batch_norm import synchronise
-from mmssl.training.encoders import Encoders
+from mmssl.training.encoders import Encoders, save_weights
 from mmssl.training.features import FeatureStream, autocast, prepare
 from mmssl.training.interruption import Interrupted, stop_requests
 from mmssl.training.log import Log
 from mmssl.training.progress import Advance, Progress
 from mmssl.training.rounds import TrainingRound
-from mmssl.training.settings import RoundPlan, Settings, State, saturated
+from mmssl.training.settings import RoundPlan, Settings, State, grouped, saturated
 
 
 class _Network(nn.Module):
@@ -73,6 +73,8 @@ class _Network(nn.Module):
         with timing.step("prepare"):
             seeds = batch.seeds if augment else None
             clips = prepare(batch.clips, self._modalities, seeds, self._channels_last)
+            if augment:
+                batch, clips = self.objective.augment(batch, clips)
         with timing.step("forward"):
             features = self.encoders(clips, batch.present)
             losses = self.objective.loss(batch, features)
@@ -183,6 +185,7 @@ class Pretraining:
         self._last_saved = time.monotonic()
         try:
             with stop_requests() as self._stop:
+                self.state.finished |= self.objective.rounds == 0
                 if saved is None:
                     self._save()
                 while not self.state.finished:
@@ -195,6 +198,8 @@ class Pretraining:
         finally:
             self.log.close()
         if distributed.is_main():
+            # The objective first: finished encoders say that both are there.
+            save_weights(self.objective, self.folder / "checkpoints" / "objective.safetensors")
             self.encoders.save(self.folder / "checkpoints" / "encoders.safetensors")
 
     def _newest_checkpoint(self) -> dict[str, Any] | None:
@@ -462,9 +467,8 @@ class Pretraining:
         self.objective.train()
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        parameters = [p for p in self.encoders.parameters() if p.requires_grad]
-        parameters += [p for p in self.objective.parameters() if p.requires_grad]
-        optimizer = self.settings.make_optimizer([{"params": parameters}])
+        modules = {"encoders": self.encoders, "objective": self.objective}
+        optimizer = self.settings.make_optimizer(grouped(modules, self.settings.groups))
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"] * self.settings.lr_scale
         return optimizer

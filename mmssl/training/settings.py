@@ -1,12 +1,15 @@
 """What the loop is told, and where it stands."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from torch import nn
 
+from mmssl.errors import UserError
 from mmssl.training.features import Precision
 from mmssl.training.schedules import Place
 
@@ -22,6 +25,57 @@ class RoundPlan:
 
     epochs: int
     factor: Callable[[Place], float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are optimized with settings of their own.
+
+    Attributes:
+        pattern: of their names, such as ``encoders.*`` or ``*.bias``; ``*`` stands for anything.
+        options: of the optimizer, ``lr`` or ``weight_decay``.
+    """
+
+    pattern: str
+    options: Mapping[str, float]
+
+
+def grouped(modules: Mapping[str, nn.Module], groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer: those that are trained, each in the first that fits.
+
+    Parameters that no group fits are one of their own, without options, and come first.
+
+    Args:
+        modules: by the word that their parameters' names begin with.
+        groups: with settings of their own.
+
+    Raises:
+        UserError: a group holds no parameter.
+    """
+    members: list[list[nn.Parameter]] = [[] for _ in range(len(groups) + 1)]
+    seen: set[int] = set()
+    names = []
+    for word, module in modules.items():
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            names.append(f"{word}.{name}")
+            fits = (i for i, g in enumerate(groups) if fnmatchcase(names[-1], g.pattern))
+            members[next(fits, -1) + 1].append(parameter)
+    for number, group in enumerate(groups):
+        if not members[number + 1]:
+            some = ", ".join(names[:: max(1, len(names) // 3)][:3])
+            raise UserError(
+                f"training.groups.{number}: no parameter that is trained, and in no earlier group, "
+                f"is called {group.pattern!r}; some that there are: {some}"
+            )
+    options: list[Mapping[str, float]] = [{}, *(group.options for group in groups)]
+    return [
+        {"params": parameters, **option}
+        for parameters, option in zip(members, options, strict=True)
+        if parameters
+    ]
 
 
 @dataclass(frozen=True)
@@ -45,6 +99,7 @@ class Settings:
     checkpoint_minutes: float | None
     keep: int
     max_bad: float
+    groups: Sequence["Group"] = ()
 
     @property
     def steps_per_epoch(self) -> int:

@@ -12,5 +12,6 @@ def register_evaluators(register: Register) -> None:
 
 @hookimpl
 def register_objectives(register: Register) -> None:
-    """The baseline that evaluators compare with."""
+    """The baselines that evaluators compare with."""
     register("supervised", "mmssl_evaluators.supervised:Supervised")
+    register("scratch", "mmssl_evaluators.scratch:Scratch")

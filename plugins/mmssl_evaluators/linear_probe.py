@@ -1,7 +1,7 @@
 """How much of the classes a linear classifier reads from frozen features."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -14,14 +14,13 @@ from mmssl.contracts import (
     Evaluator,
     LabelledFeatures,
     Table,
+    Weights,
 )
 from mmssl.data.draws import derive_seed
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Weights = Literal["pretrained", "initial"]
 
 # With fewer classes the five best answers say little.
 _CLASSES_FOR_TOP5 = 10
@@ -44,7 +43,8 @@ class LinearProbe(Evaluator):
         train: labelled dataset that the classifier is fitted on.
         test: labelled dataset that it is tested on, with the same classes in the same order.
         untrained: probe the same encoders before any training, too.
-        views: clips per sample, uniformly placed, whose features are averaged.
+        clips: clips per sample, uniformly placed, whose features are averaged.
+        crops: crops per clip, along the longer side of the picture, averaged likewise.
         regularisation: strengths to choose from; a single one needs no choice.
         held_out: fraction of the training samples, of every class alike, on which the
             strength is chosen; between 0 and 1.
@@ -56,7 +56,8 @@ class LinearProbe(Evaluator):
         train: Dataset,
         test: Dataset,
         untrained: bool = True,
-        views: Annotated[int, Field(ge=1)] = 1,
+        clips: Annotated[int, Field(ge=1)] = 1,
+        crops: Annotated[int, Field(ge=1)] = 1,
         regularisation: Annotated[
             tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)
         ] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
@@ -65,7 +66,8 @@ class LinearProbe(Evaluator):
         self.train = train
         self.test = test
         self.untrained = untrained
-        self.views = views
+        self.clips = clips
+        self.crops = crops
         self.regularisation = regularisation
         self.held_out = held_out
 
@@ -125,8 +127,10 @@ class LinearProbe(Evaluator):
 
     def _probe(self, context: EvaluationContext, weights: Weights) -> dict[str, dict[str, float]]:
         """The figures of each modality's features."""
-        train = context.features(self.train, weights=weights, views=self.views)
-        test = context.features(self.test, weights=weights, views=self.views)
+        train, test = (
+            context.features(dataset, weights=weights, clips=self.clips, crops=self.crops)
+            for dataset in (self.train, self.test)
+        )
         seed = derive_seed(context.seed, "linear_probe")
         results = {}
         for modality in context.modalities:

@@ -125,7 +125,7 @@ class Video(Modality):
         """
         clip = torch.empty((self.frames, self.crop, self.crop, 3), dtype=torch.uint8)
         out = clip.numpy()
-        corner = rng.random(2) if rng is not None else np.array([0.5, 0.5])
+        corner = None if rng is None else rng.random(2)
         previous, size, count = None, None, 0
         pixel = float(video_stream(media).sample_aspect_ratio or 1)
         for frame in self._frames(media, window):
@@ -134,6 +134,9 @@ class Video(Modality):
             else:
                 # Frames may change size within a file; the first one's holds for the clip.
                 size = size or _scaled(frame.width, frame.height, pixel, self.short_side)
+                if corner is None:  # the longer side's place is the window's
+                    corner = np.array([0.5, 0.5])
+                    corner[0 if size[1] > size[0] else 1] = window.place
                 out[count] = self._pixels(frame, size, corner)
             previous, count = frame, count + 1
         out[count:] = out[count - 1]
