@@ -1,7 +1,9 @@
 """Sweeps and the comparison of what they found."""
 
 import json
+import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +281,54 @@ def test_metrics_of_another_recipe_are_not_shown(three: Path) -> None:
     RunFolder(load("recipe.yaml", ["name=a", "seed=1", "evaluations.clusters.round=1"])).prepare()
     (row,) = compare(find_runs(["a"])).rows
     assert row.metrics == {"loss": 2.5}
+
+
+def sweeping(place: Path, sweep: str) -> None:
+    text = (place / "recipe.yaml").read_text()
+    (place / "study.yaml").write_text(f"{text}\nsweep:\n{textwrap.indent(sweep, '  ')}\n")
+
+
+def test_a_recipe_may_say_which_runs_it_stands_for(place: Path) -> None:
+    sweeping(
+        place,
+        "method:\n"
+        "  none: {objective: scratch}\n"
+        "  few: {objective: {clusters: 4}, training: {epochs: 3}}\n"
+        "  as it is:\n"
+        "seed: [7, 8]",
+    )
+    found = runs_of("study.yaml", ["name=study"], [])
+    assert [recipe.name for recipe in found] == [
+        f"study.{method}.seed-{seed}" for method in ("none", "few", "as_it_is") for seed in (7, 8)
+    ]
+    plain = load("recipe.yaml", [])
+    assert [recipe.seed for recipe in found] == [7, 8] * 3
+    assert found[0].objective.use == "scratch"
+    assert found[2].objective.parameters["clusters"] == 4
+    assert found[2].training.epochs == 3
+    assert found[4].objective == plain.objective
+    # The command line comes last, and its values stand for the recipe's.
+    one, *others = runs_of("study.yaml", ["name=study", "training.epochs=1"], ["seed=5"])
+    assert [recipe.name for recipe in others] == ["study.few.seed-5", "study.as_it_is.seed-5"]
+    assert {recipe.training.epochs for recipe in (one, *others)} == {1}
+    assert one.seed == 5
+    # Alone, and where it is extended, it is a recipe like any other.
+    assert load("study.yaml", ["name=x"]).plain() == load("recipe.yaml", ["name=x"]).plain()
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("seed: 3", "sweep.seed: expected a list of values, or parts of a recipe by name"),
+        ("seed: []", "sweep.seed: expected a list"),
+        ("method: {a: xdc}", "sweep.method.a: expected a part of a recipe"),
+        ("method: {a: {name: x}}", "sweep.method.a: name is the same in all runs"),
+        ("runs: [a, b]", "sweep.runs: runs is the same in all runs"),
+        ("method: {a: {objective: {clusterz: 3}}}", "objective.clusterz: unknown key"),
+        ("seed: [1, 1]", "two runs would be called"),
+    ],
+)
+def test_mistakes_in_a_recipes_sweep(sweep: str, message: str, place: Path) -> None:
+    sweeping(place, sweep)
+    with pytest.raises(UserError, match=re.escape(message)):
+        runs_of("study.yaml", [], [])

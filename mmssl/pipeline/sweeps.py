@@ -1,14 +1,39 @@
-"""Sweeps: runs of one recipe that differ in some fields, each with a name that says in what."""
+"""Sweeps: runs of one recipe that differ in some fields, each with a name that says in what.
+
+A recipe may say itself which runs it stands for, one for each combination::
+
+    sweep:
+      method:                        # parts of a recipe, by name: NAME.sdc, NAME.xdc
+        sdc: {objective: sdc}
+        xdc: {objective: {use: xdc, clusters: 16}}
+      seed: [0, 1, 2]                # values of a field: NAME.sdc.seed-0, ...
+"""
 
 import itertools
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from mmssl.errors import UserError
 from mmssl.recipe import Recipe, load
+from mmssl.recipe.compose import sweep_of
+from mmssl.recipe.yaml12 import Node, located
 
 _CLOSES = {"[": "]", "{": "}", '"': '"', "'": "'"}
+
+# What is the same in all runs of a sweep.
+_COMMON = ("name", "runs", "launch", "sweep")
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One value of an axis: what its runs are called, and what is laid over the recipe."""
+
+    label: str
+    variant: Node | None = None
+    override: str | None = None
 
 
 def runs_of(source: str, overrides: Sequence[str], sweeps: Sequence[str]) -> list[Recipe]:
@@ -17,41 +42,109 @@ def runs_of(source: str, overrides: Sequence[str], sweeps: Sequence[str]) -> lis
     Args:
         source: a file, or the name of a shipped recipe.
         overrides: ``a.b=value``, for all runs.
-        sweeps: ``a.b=value,value``, each for the product with the others.
+        sweeps: ``a.b=value,value``, each for the product with the others and with the recipe's
+            own sweep; instead of its values where it sweeps the same field.
 
     Raises:
         UserError: one of the recipes is wrong, or two runs would have the same name.
     """
-    if not sweeps:
-        return [load(source, overrides)]
-    axes = [_axis(sweep) for sweep in sweeps]
-    keys = [key for key, _ in axes]
+    from_line = [_axis(sweep) for sweep in sweeps]
+    keys = [key for key, _ in from_line]
     if len(set(keys)) < len(keys):
         raise UserError("command line: --sweep: a field is swept twice: list its values in one")
-    base = load(source, [*overrides, *(f"{key}={values[0]}" for key, values in axes)]).name
+    axes = _axes(sweep_of(source, overrides, os.environ)) | dict(from_line)
+    if not axes:
+        return [load(source, overrides)]
+    combinations = list(itertools.product(*axes.values()))
+    base = _load(source, overrides, combinations[0]).name
     recipes = []
-    for values in itertools.product(*(values for _, values in axes)):
-        chosen = list(zip(keys, values, strict=True))
-        name = ".".join([base, *(f"{k.rpartition('.')[2]}-{_in_names(v)}" for k, v in chosen)])
-        fields = [f"{key}={value}" for key, value in chosen]
-        recipes.append(load(source, [*overrides, *fields, f"name={json.dumps(name)}"]))
+    for chosen in combinations:
+        name = ".".join([base, *(choice.label for choice in chosen)])
+        recipes.append(_load(source, [*overrides, f"name={json.dumps(name)}"], chosen))
     names = [recipe.name for recipe in recipes]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"command line: --sweep: two runs would be called {sorted(twice)[0]!r}")
     return recipes
 
 
-def _axis(text: str) -> tuple[str, list[str]]:
+def _load(source: str, overrides: Sequence[str], chosen: Sequence[_Choice]) -> Recipe:
+    return load(
+        source,
+        [*overrides, *(c.override for c in chosen if c.override is not None)],
+        variants=[c.variant for c in chosen if c.variant is not None],
+    )
+
+
+def _axes(sweep: Node | None) -> dict[str, list[_Choice]]:
+    """A recipe's own axes."""
+    if sweep is None:
+        return {}
+    if not isinstance(sweep.value, dict):
+        raise _mistake(sweep, (), "expected a mapping of fields or words to what they may be")
+    axes = {}
+    for key, node in sweep.value.items():
+        if isinstance(node.value, list) and node.value:
+            _refuse_common(key.split("."), node, (key,))
+            short = key.rpartition(".")[2]
+            axes[key] = [
+                _Choice(f"{short}-{_in_names(_text(item))}", _nested(key.split("."), item))
+                for item in node.value
+            ]
+        elif isinstance(node.value, dict) and node.value:
+            for label, part in node.value.items():
+                _check_part(part, (key, label))
+            axes[key] = [
+                _Choice(_in_names(label), part if part.value else None)
+                for label, part in node.value.items()
+            ]
+        else:
+            raise _mistake(node, (key,), "expected a list of values, or parts of a recipe by name")
+    return axes
+
+
+def _check_part(part: Node, path: tuple[str, ...]) -> None:
+    if part.value is not None and not isinstance(part.value, dict):
+        raise _mistake(part, path, "expected a part of a recipe, such as {objective: sdc}, or null")
+    for key in part.value or {}:
+        _refuse_common([key], part, path)
+
+
+def _refuse_common(keys: Sequence[str], node: Node, path: tuple[str, ...]) -> None:
+    if keys[0] in _COMMON:
+        raise _mistake(node, path, f"{keys[0]} is the same in all runs")
+
+
+def _mistake(node: Node, path: tuple[str, ...], message: str) -> UserError:
+    return UserError(located(node.place, ("sweep", *path), message))
+
+
+def _nested(keys: Sequence[str], value: Node) -> Node:
+    for key in reversed(keys):
+        value = Node({key: value}, value.place)
+    return value
+
+
+def _text(node: Node) -> str:
+    plain = node.python()
+    if isinstance(plain, Mapping) and "use" in plain:
+        return str(plain["use"])
+    return plain if isinstance(plain, str) else json.dumps(plain)
+
+
+def _axis(text: str) -> tuple[str, list[_Choice]]:
     """Key and values of ``a.b=1,[2, 3],"x,y"``."""
     key, equals, rest = text.partition("=")
     values = [value.strip() for value in _split(rest)]
     if not equals or not key.strip() or not all(values):
         raise UserError(f"command line: --sweep {text!r}: write KEY=VALUE,VALUE")
     key = key.strip()
-    for own in ("name", "runs", "launch"):
+    for own in _COMMON:
         if key == own or key.startswith(f"{own}."):
             raise UserError(f"command line: --sweep {text!r}: {own} is the same in all runs")
-    return key, values
+    short = key.rpartition(".")[2]
+    return key, [
+        _Choice(f"{short}-{_in_names(value)}", override=f"{key}={value}") for value in values
+    ]
 
 
 def _split(text: str) -> list[str]:

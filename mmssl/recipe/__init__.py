@@ -29,6 +29,7 @@ def load(
     source: str | Path,
     overrides: Sequence[str] = (),
     *,
+    variants: Sequence[Node] = (),
     environ: Mapping[str, str] = os.environ,
     registry: Registry | None = None,
 ) -> Recipe:
@@ -37,13 +38,14 @@ def load(
     Args:
         source: a file, or the name of a recipe that comes with mmssl ("quickstart").
         overrides: ``a.b=value`` from the command line, laid over the recipe.
+        variants: what a run of a sweep lays over the file before that.
         environ: what ``${NAME}`` in the recipe is replaced from.
         registry: the components; by default those of this environment.
 
     Raises:
         UserError: with one line for every mistake, each with its file and line.
     """
-    tree = resolve(source, overrides, environ)
+    tree = resolve(source, overrides, environ, variants)
     registry = registry or discover()
     try:
         recipe = validate(Recipe, tree.python(), {"registry": registry})

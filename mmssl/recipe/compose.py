@@ -15,7 +15,7 @@ MAX_MESSAGES = 10
 
 #: They say what one file is, so `extends` does not pass them on: two recipes that extend a third
 #: would otherwise share its run folder.
-_OWN = ("name", "description")
+_OWN = ("name", "description", "sweep")
 
 
 def report(messages: Sequence[str]) -> UserError:
@@ -40,28 +40,65 @@ def shipped_recipes() -> list[tuple[str, Path]]:
 
 
 def resolve(
-    source: str | os.PathLike[str], overrides: Sequence[str], environ: Mapping[str, str]
+    source: str | os.PathLike[str],
+    overrides: Sequence[str],
+    environ: Mapping[str, str],
+    variants: Sequence[Node] = (),
 ) -> Node:
-    """The whole recipe as one tree, nothing checked yet.
+    """The whole recipe as one tree, nothing checked yet, without its `sweep_of`.
+
+    Args:
+        source: a file, or the name of a shipped recipe.
+        overrides: ``a.b=value`` from the command line, laid over all else.
+        environ: what ``${NAME}`` is replaced from.
+        variants: what a run of a sweep lays over the file.
 
     Raises:
         UserError: a file is missing or not YAML, an override is malformed, a variable is unset or
             empty.
     """
+    tree = _file(source)
+    for variant in variants:
+        tree = merge(tree, variant)
+    tree = _overridden(tree, overrides)
+    assert isinstance(tree.value, dict)
+    tree = Node({key: n for key, n in tree.value.items() if key != "sweep"}, tree.place)
+    return _substituted(tree, environ)
+
+
+def sweep_of(
+    source: str | os.PathLike[str], overrides: Sequence[str], environ: Mapping[str, str]
+) -> Node | None:
+    """What a recipe says of the runs that it stands for, or None; see `mmssl.pipeline.sweeps`."""
+    tree = _overridden(_file(source), overrides)
+    assert isinstance(tree.value, dict)
+    found = tree.value.get("sweep")
+    return None if found is None else _substituted(found, environ)
+
+
+def _file(source: str | os.PathLike[str]) -> Node:
+    """A recipe's file and what it extends, with a name."""
     try:
         path = _find(os.fspath(source), Path())
     except FileNotFoundError as error:
         raise UserError(str(error)) from None
     tree = _read(path, ())
     assert isinstance(tree.value, dict)
-    if "name" not in tree.value:
-        name = Node(path.stem, tree.place)
-        tree = Node({"name": name, **tree.value}, tree.place)
-    if overrides:
-        overlay = Node({}, COMMAND_LINE)
-        for override in overrides:
-            overlay = merge(overlay, _override(override))
-        tree = merge(tree, overlay)
+    if "name" in tree.value:
+        return tree
+    return Node({"name": Node(path.stem, tree.place), **tree.value}, tree.place)
+
+
+def _overridden(tree: Node, overrides: Sequence[str]) -> Node:
+    if not overrides:
+        return tree
+    overlay = Node({}, COMMAND_LINE)
+    for override in overrides:
+        overlay = merge(overlay, _override(override))
+    return merge(tree, overlay)
+
+
+def _substituted(tree: Node, environ: Mapping[str, str]) -> Node:
     messages: list[str] = []
     tree = _substitute(tree, (), environ, messages)
     if messages:

@@ -31,6 +31,19 @@ _EXTENDS: Schema = {
     ],
 }
 
+_SWEEP: Schema = {
+    "description": "The runs that this recipe stands for, one for each combination: under a "
+    "field's dotted path its values, or under a word of your choice the parts of a recipe that are "
+    "laid over this one, by name. Not inherited through extends.",
+    "type": "object",
+    "additionalProperties": {
+        "anyOf": [
+            {"type": "array", "minItems": 1},
+            {"type": "object", "additionalProperties": {"type": ["object", "null"]}},
+        ]
+    },
+}
+
 
 def schema(registry: Registry | None = None) -> Schema:
     """The JSON Schema (2020-12) of recipes with the components of this environment.
@@ -54,7 +67,7 @@ def schema(registry: Registry | None = None) -> Schema:
         for name, definition in generated.get("$defs", {}).items()
     }
     whole = _definition(definitions, references[Recipe, "validation"])
-    whole["properties"] = {"extends": _EXTENDS, **whole["properties"]}
+    whole["properties"] = {"extends": _EXTENDS, **whole["properties"], "sweep": _SWEEP}
     whole["required"].remove("name")  # the file's name stands in for it
     parts: dict[str, Schema] = {}
     for kind in KINDS:
