@@ -543,7 +543,8 @@ class EvaluationContext(Protocol):
         folder: the evaluation's own, ``evaluations/<name>``, for further files; rank 0 writes.
         pretraining_data: the dataset of pretraining, for measuring what was found in it.
         device: where encoders run.
-        modalities: the recipe's modalities, in its order.
+        components: the recipe's modalities by key, in its order.
+        modalities: their keys.
         seed: the recipe's seed.
     """
 
@@ -551,6 +552,7 @@ class EvaluationContext(Protocol):
     folder: Path
     pretraining_data: Dataset
     device: torch.device
+    components: dict[str, Modality]
 
     @property
     def modalities(self) -> Sequence[str]: ...  # noqa: D102 - described above

@@ -11,14 +11,17 @@ from mmssl import __version__
 from mmssl.cli.cancel import cancel
 from mmssl.cli.compare import compare
 from mmssl.cli.describe import describe
+from mmssl.cli.evaluate import evaluate
 from mmssl.cli.logs import logs
 from mmssl.cli.ls import ls
 from mmssl.cli.plugins import plugins
 from mmssl.cli.profile import profile
 from mmssl.cli.rehearse import rehearse
+from mmssl.cli.report import report
 from mmssl.cli.run import run
 from mmssl.cli.schema import schema
 from mmssl.cli.status import status
+from mmssl.cli.table import table
 from mmssl.errors import UserError
 from mmssl.registry import Registration, discover
 
@@ -33,10 +36,13 @@ _VERBS = {
     verb.__name__: verb
     for verb in (
         run,
+        evaluate,
         status,
         logs,
         cancel,
         compare,
+        table,
+        report,
         profile,
         rehearse,
         ls,

@@ -1,6 +1,7 @@
 """``mmssl run``: pretrain and evaluate what a recipe describes."""
 
 import sys
+from collections.abc import Collection
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,11 +52,23 @@ def run(
     launcher: Launcher = recipes[0].launch.build()
     for each in recipes:
         launcher.check(each)
-    _start([(each, make_plan(each)) for each in recipes], launcher, dry_run)
+    start([(each, make_plan(each)) for each in recipes], launcher, dry_run)
 
 
-def _start(runs: "list[tuple[Recipe, Plan]]", launcher: "Launcher", dry_run: bool) -> None:
-    """Launch what is not finished, as one of the ranks if there are several."""
+def start(
+    runs: "list[tuple[Recipe, Plan]]",
+    launcher: "Launcher",
+    dry_run: bool,
+    only: Collection[str] | None = None,
+) -> None:
+    """Launch what is not finished, as one of the ranks if there are several.
+
+    Args:
+        runs: recipes and what they would do.
+        launcher: how.
+        dry_run: only say what would be done.
+        only: these stages; None for all.
+    """
     from mmssl.cli.terminal import Terminal
     from mmssl.errors import UserError
     from mmssl.pipeline import assembly
@@ -76,7 +89,7 @@ def _start(runs: "list[tuple[Recipe, Plan]]", launcher: "Launcher", dry_run: boo
         device = assembly.choose_device(runs[0][0]).type if launcher.here else "cpu"
         with distributed.joined(device) as here, ExitStack() as held:
             main = here.rank == 0
-            left = distributed.on_main(lambda: [_left(folder, held) for folder in folders])
+            left = distributed.on_main(lambda: [_left(folder, held, only) for folder in folders])
             progress = terminal if main else Silent()
             for (_, plan), stages in zip(runs, left, strict=True):
                 if stages:
@@ -101,32 +114,35 @@ def _start(runs: "list[tuple[Recipe, Plan]]", launcher: "Launcher", dry_run: boo
             raise
         raise typer.Exit(2) from None  # rank 0 tells
     if main:
-        _show(terminal, folders)
+        _show(terminal, folders, only)
 
 
-def _left(folder: "RunFolder", held: ExitStack) -> list[str]:
+def _left(folder: "RunFolder", held: ExitStack, only: Collection[str] | None) -> list[str]:
     """The stages that are not finished, of a run that is held from now on."""
     from mmssl.pipeline.stages import stage_names
 
     held.enter_context(folder.locked())
-    left = [stage for stage in stage_names(folder.recipe) if not folder.finished(stage)]
+    stages = [s for s in stage_names(folder.recipe) if only is None or s in only]
+    left = [stage for stage in stages if not folder.finished(stage)]
     if left:
         folder.prepare()
     return left
 
 
-def _show(terminal: "Terminal", folders: "list[RunFolder]") -> None:
+def _show(terminal: "Terminal", folders: "list[RunFolder]", only: Collection[str] | None) -> None:
     """What runs that are finished by now have found."""
     from mmssl.cli.terminal import show_results
     from mmssl.data.skipped import read_ledger
     from mmssl.pipeline.evaluation import read_results
     from mmssl.pipeline.stages import stage_names
 
-    finished = [f for f in folders if all(f.finished(stage) for stage in stage_names(f.recipe))]
+    finished = [f for f in folders if all(map(f.finished, only or stage_names(f.recipe)))]
     if len(folders) == 1 and finished:
         (folder,) = folders
         skipped = list(read_ledger(folder.path / "skipped.jsonl"))
-        show_results(terminal, read_results(folder), folder.path, skipped)
+        found = read_results(folder)
+        shown = {name: result for name, result in found.items() if only is None or name in only}
+        show_results(terminal, shown, folder.path, skipped)
     elif finished:
         names = " ".join(str(folder.path) for folder in finished)
         terminal.say(f"mmssl compare {names}")

@@ -68,7 +68,7 @@ def compare(runs: Sequence[Records], by: str | None = None, *, lowest: bool = Fa
     names = list(dict.fromkeys(name for recipe in recipes for name in recipe))
     differ = [name for name in names if _differs(name, recipes, names)]
     rows = [
-        Row(str(run.path), {n: recipe[n] for n in differ if n in recipe}, _metrics(run))
+        Row(str(run.path), {n: recipe[n] for n in differ if n in recipe}, metrics_of(run))
         for run, recipe in zip(runs, recipes, strict=True)
     ]
     if by is not None:
@@ -94,7 +94,7 @@ def _differs(name: str, recipes: Sequence[Mapping[str, Any]], names: Sequence[st
     return len(there) < len(recipes) and (key == "use" or f"{component}.use" not in names)
 
 
-def _metrics(run: Records) -> dict[str, Any]:
+def metrics_of(run: Records) -> dict[str, Any]:
     """Losses, and what finished evaluations found: ``evaluation/metric``."""
     last = run.log()
     found = {

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from mmssl.pipeline.run_folder import RunFolder
     from mmssl.recipe import Recipe
+    from mmssl.recipe.yaml12 import Node
     from mmssl.training.progress import Progress
 
 #: The GPUs that a local job may use: submitit hides them unless it is told their numbers.
@@ -110,8 +112,15 @@ class Stage:
         _leave(0)  # the other ranks, where the handler only returns
 
 
-def load_run(folder: Path) -> "Recipe":
+def load_run(
+    folder: Path, overrides: Sequence[str] = (), variants: "Sequence[Node]" = ()
+) -> "Recipe":
     """The recipe that a run's folder keeps, wherever the folder is by now.
+
+    Args:
+        folder: the run's.
+        overrides: laid over it, as ``a.b=value``.
+        variants: laid over it before that, as trees.
 
     Raises:
         UserError: there is none, or it does not fit this version's components.
@@ -124,7 +133,7 @@ def load_run(folder: Path) -> "Recipe":
         return json.dumps(value, ensure_ascii=False).replace("${", "$${")
 
     places = [f"runs={text(str(folder.parent))}", f"name={text(folder.name)}"]
-    return load(folder / "recipe.yaml", places)
+    return load(folder / "recipe.yaml", [*overrides, *places], variants=variants)
 
 
 def run_here(

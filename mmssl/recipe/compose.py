@@ -27,10 +27,18 @@ def report(messages: Sequence[str]) -> UserError:
 
 
 def shipped_recipes() -> list[tuple[str, Path]]:
-    """Names and files of the recipes that come with mmssl, sorted by name.
+    """Names and files of the recipes that come with mmssl, sorted by name."""
+    return [(name, file) for name, file in _shipped() if not name.startswith("tables/")]
 
-    They lie in the package where it was installed from a wheel, beside it in a clone.
-    """
+
+def shipped_tables() -> list[tuple[str, Path]]:
+    """Names and files of the papers' tables that come with mmssl, sorted by name."""
+    found = ((name.removeprefix("tables/"), file) for name, file in _shipped())
+    return [(name, file) for name, file in found if file.parent.name == "tables"]
+
+
+def _shipped() -> list[tuple[str, Path]]:
+    """They lie in the package where it was installed from a wheel, beside it in a clone."""
     package = Path(mmssl.__file__).parent
     folder = package / "recipes"
     if not folder.is_dir() and (package.parent / "pyproject.toml").is_file():
