@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from ranks import on_ranks
 from torch import nn
 from toys import Perceptron, Rows, Vector
 
@@ -101,6 +103,32 @@ def test_a_killed_pass_goes_on_with_the_blocks_that_are_missing(
     read.clear()
     run()
     assert not read
+
+
+def on_a_rank(folder: Path) -> dict[str, Any]:
+    """Features as every rank gets them, and how many rows it computed."""
+    kept_features.ROWS = 5
+    rows = 0
+
+    def note(features: dict[str, Features]) -> dict[str, torch.Tensor]:
+        nonlocal rows
+        rows += len(features["a"].pooled)
+        return {name: found.pooled for name, found in features.items()}
+
+    files = blocks(folder, Rows(23, bad={4}), stream(), read=note, progress=Silent(), title="")
+    return {"rows": rows, **{n: (f.index, f.pooled) for n, f in labelled(files).items()}}
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_the_blocks(ranks: int, tmp_path: Path) -> None:
+    (alone,) = on_ranks(1, on_a_rank, tmp_path / "alone")
+    found = on_ranks(ranks, on_a_rank, tmp_path / "together")
+    assert sum(rank["rows"] for rank in found) == alone["rows"] == 23
+    assert max(rank["rows"] for rank in found) < 23
+    for rank in found:
+        for name in ("a", "b"):
+            assert np.array_equal(rank[name][0], alone[name][0])
+            assert np.allclose(rank[name][1], alone[name][1], atol=1e-5)
 
 
 def test_names_of_several_modalities_need_all_of_them(tmp_path: Path) -> None:
