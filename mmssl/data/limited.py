@@ -24,6 +24,7 @@ class Limited(Dataset):
             raise ValueError(f"cannot take {limit} of {len(dataset)} samples")
         self.dataset = dataset
         self.classes = dataset.classes
+        self.multilabel = dataset.multilabel
         self._limit = limit
 
     def __len__(self) -> int:

@@ -53,7 +53,7 @@ class Folder(Listed):
         writer.writerow(["path", "label"] if self._labels == "folder" else ["path"])
         before = text.tell()
         for path in walk(self.root, KINDS, others):
-            if not _nameable(path):
+            if not nameable(path):
                 self._unlisted.append(printable(path))
                 continue
             name = os.path.relpath(path, self.root)
@@ -77,7 +77,8 @@ class Folder(Listed):
             progress.say(f"... and {len(self._unlisted) - _NAMED:,} more")
 
 
-def _nameable(path: str) -> bool:
+def nameable(path: str) -> bool:
+    """Can a list name the path?"""
     try:
         path.encode()
     except UnicodeEncodeError:

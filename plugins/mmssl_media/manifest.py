@@ -44,6 +44,7 @@ class _Index:
         rows: how many.
         marks: int64, the byte at which every `_MARK`-th row begins.
         labels: ``[rows]`` int32, or None without a column ``label``.
+        multilabel: is there a column ``labels``?
         classes: the classes' names.
         groups: int64, how many consecutive rows lie in the same file, file after file; None
             where files are not archives.
@@ -54,12 +55,13 @@ class _Index:
     rows: int
     marks: np.ndarray
     labels: np.ndarray | None
+    multilabel: bool
     classes: tuple[str, ...]
     groups: np.ndarray | None
 
 
 class Listed(Dataset):
-    """Samples that stand in CSV text, one a row: what lists, folders and shards are.
+    """Samples that stand in CSV text, one a row: what lists, folders, shards and benchmarks are.
 
     Args:
         path: what messages call the list.
@@ -96,6 +98,11 @@ class Listed(Dataset):
         """Names of the classes that labels index; empty for unlabelled data."""
         return self._index.classes
 
+    @property
+    def multilabel(self) -> bool:  # type: ignore[override]
+        """Is there a column ``labels``?"""
+        return self._index.multilabel
+
     def __len__(self) -> int:
         return self._index.rows
 
@@ -120,10 +127,24 @@ class Listed(Dataset):
             start=float(row.get("start") or 0.0),
             end=float(row["end"]) if row.get("end") else None,
             label=None if label == IGNORE else label,
+            labels=self._several(row["labels"]) if found.multilabel else None,
             fields={name: value for name, value in row.items() if name not in found.own},
             root=self.root,
             span=span,
         )
+
+    def _several(self, text: str) -> tuple[int, ...] | None:
+        """The classes that a value of ``labels`` names; None if it is empty."""
+        if not text.strip():
+            return None
+        numbers = self._numbers
+        # "02" is the class "2".
+        return tuple(sorted({numbers[n] if n in numbers else int(n) for n in _names(text)}))
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        """The classes' numbers by name."""
+        return {name: number for number, name in enumerate(self.classes)}
 
     def storage(self) -> Storage | None:
         """Rows that are parts of the same archive lie together; None for a list of files."""
@@ -145,7 +166,7 @@ class Listed(Dataset):
         return next(csv.reader([line.decode()], delimiter=self._delimiter, strict=True))
 
     def labels(self) -> np.ndarray:
-        """``[len(self)]`` int32, `IGNORE` where a sample has none."""
+        """``[len(self)]`` int32, `IGNORE` where a sample has none, or may have several."""
         found = self._index
         if found.labels is None:
             return np.full(found.rows, IGNORE, np.int32)
@@ -153,6 +174,11 @@ class Listed(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_bytes"}
+
+    @cached_property
+    def _known(self) -> Sequence[str] | None:
+        """Names of all classes in order, where they need not be found in the list."""
+        return self._given
 
     @cached_property
     def _bytes(self) -> mmap.mmap | bytes:
@@ -207,6 +233,7 @@ class Listed(Dataset):
         width = len(header)
         places = [header.index(name) if name in header else None for name in _OWN_COLUMNS]
         path_at, label_at, start_at, end_at, id_at = places
+        labels_at = header.index("labels") if "labels" in header else None
         # A column `size` alone is one of the user's.
         spans = "offset" in header
         if spans and "size" not in header:
@@ -214,7 +241,7 @@ class Listed(Dataset):
         offset_at, size_at = (header.index(name) for name in _SPAN_COLUMNS) if spans else (0, 0)
         groups, before = array("q"), None
         protocols: dict[str, str] = {}
-        given = None if self._given is None else frozenset(self._given)
+        known = None if self._known is None else frozenset(self._known)
         marks, hashes, labels = array("q"), array("q"), array("i")
         names: dict[str, int] = {}
         # This loop runs once for each of perhaps 10^8 rows: nothing in it that could be outside.
@@ -249,8 +276,15 @@ class Listed(Dataset):
             if label_at is not None:
                 name = values[label_at]
                 labels.append(names.setdefault(name, len(names)) if name else IGNORE)
-                if name and given is not None and name not in given:
+                if name and known is not None and name not in known:
                     self._fail(number, f"label: {name!r} is not among the classes given")
+                if name and labels_at is not None:
+                    self._fail(number, "label: must be empty in a list with a column 'labels'")
+            if labels_at is not None:
+                for name in _names(values[labels_at]):
+                    names.setdefault(name, len(names))
+                    if known is not None and name not in known:
+                        self._fail(number, f"labels: {name!r} is not among the classes given")
         rows = len(hashes)
         if not rows:
             raise UserError(f"{self.path}: lists no samples")
@@ -266,6 +300,7 @@ class Listed(Dataset):
             rows,
             np.frombuffer(marks, np.int64),
             found,
+            labels_at is not None,
             classes,
             np.frombuffer(groups, np.int64) if spans else None,
         )
@@ -332,8 +367,8 @@ class Listed(Dataset):
         self, names: list[str], found: np.ndarray | None
     ) -> tuple[tuple[str, ...], np.ndarray | None]:
         """The classes' names, and labels numbered by them instead of by first appearance."""
-        if self._given is not None:
-            classes = list(self._given)
+        if self._known is not None:
+            classes = list(self._known)
         elif names and all(name.isascii() and name.isdigit() for name in names):
             if wrong := next((name for name in names if not is_index(name)), None):
                 raise UserError(
@@ -377,6 +412,10 @@ class Manifest(Listed):
 
     Labels that are whole numbers from 0 are the classes' indices. Others are names, and the
     classes are all names in alphabetical order unless `classes` gives the order.
+
+    A column ``labels`` in place of ``label`` makes a multi-label dataset: each value holds any
+    number of classes with ``;`` between them. An empty one says that the sample is not labelled,
+    a lone ``;`` that it was, and is of no class. It remains a field, too.
 
     Args:
         path: the list.
@@ -498,6 +537,11 @@ def is_index(text: str) -> bool:
     """Whether text is a class's number."""
     digits = text.isascii() and text.isdigit()
     return digits and len(text) < 100 and len(text.lstrip("0")) < len(str(_MOST_CLASSES))
+
+
+def _names(text: str) -> list[str]:
+    """The classes that a value of ``labels`` names."""
+    return [name for part in text.split(";") if (name := part.strip())]
 
 
 def _is_number(text: str) -> bool:

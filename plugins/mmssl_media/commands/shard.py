@@ -113,6 +113,8 @@ def _is_sorted(dataset: Any, samples: int | None) -> bool:
     """Whether each class's samples stand together, though there is more than one shard."""
     import numpy as np
 
+    if dataset.multilabel:
+        return False
     labels = dataset.labels()
     changes = int(np.count_nonzero(np.diff(labels)))
     classes = len(dataset.classes)

@@ -1,0 +1,1 @@
+"""Datasets as the field keeps them on disk: in the folders and files that their authors publish."""
