@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from mmssl.data.draws import Draws
     from mmssl.data.media import Media
+    from mmssl.pretrained.encoder import load_encoder
 
 __version__ = "0.1.0"
 
@@ -59,9 +60,14 @@ __all__ = [
     "UserError",
     "Window",
     "hookimpl",
+    "load_encoder",
 ]
 
-_HOMES = {"Draws": "mmssl.data.draws", "Media": "mmssl.data.media"}
+_HOMES = {
+    "Draws": "mmssl.data.draws",
+    "Media": "mmssl.data.media",
+    "load_encoder": "mmssl.pretrained.encoder",
+}
 
 
 def __getattr__(name: str) -> Any:

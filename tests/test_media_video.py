@@ -179,6 +179,30 @@ def test_crop_is_drawn_in_training_and_central_in_evaluation(tmp_path: Path) -> 
     assert len({clip.numpy().tobytes() for clip in drawn}) > 4
 
 
+@pytest.mark.parametrize("size", [(96, 64), (64, 96), (66, 50)])
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_crops_go_along_the_longer_side(tmp_path: Path, size: tuple[int, int], turns: int) -> None:
+    path = write(tmp_path / "a.mp4", frames=4, size=size, rotation=90 * turns)
+    side = min(size)
+    modality = Video(frames=1, short_side=side, crop=side)
+    with Media(Sample("x", str(path))) as media:
+        first, middle, last = (
+            modality.read(media, Window(0.0, 0.0, place), None)[0] for place in (0.0, 0.5, 1.0)
+        )
+        assert media.container.seek(0) is None
+        frame = next(media.container.decode(video=0))
+    picture = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+    if picture.shape[0] > picture.shape[1]:  # a tall one, lying on its side
+        picture, first, middle, last = (
+            np.swapaxes(x, 0, 1) for x in (picture, first, middle, last)
+        )
+    rest = picture.shape[1] - side
+    assert rest == max(size) - side
+    for start, crop in ((0, first), (rest // 2, middle), (rest, last)):
+        difference = np.asarray(crop).astype(int) - picture[:, start : start + side].astype(int)
+        assert np.abs(difference).mean() < 2
+
+
 @pytest.mark.parametrize("size", [(96, 64), (64, 96), (66, 50), (160, 32)])
 def test_short_side_is_scaled(tmp_path: Path, size: tuple[int, int]) -> None:
     path = write(tmp_path / "a.mp4", frames=4, size=size)

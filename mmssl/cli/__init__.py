@@ -11,7 +11,9 @@ from mmssl import __version__
 from mmssl.cli.cancel import cancel
 from mmssl.cli.compare import compare
 from mmssl.cli.describe import describe
+from mmssl.cli.embed import embed
 from mmssl.cli.evaluate import evaluate
+from mmssl.cli.export import export
 from mmssl.cli.logs import logs
 from mmssl.cli.ls import ls
 from mmssl.cli.plugins import plugins
@@ -20,6 +22,7 @@ from mmssl.cli.rehearse import rehearse
 from mmssl.cli.report import report
 from mmssl.cli.run import run
 from mmssl.cli.schema import schema
+from mmssl.cli.search import search
 from mmssl.cli.status import status
 from mmssl.cli.table import table
 from mmssl.errors import UserError
@@ -45,6 +48,9 @@ _VERBS = {
         report,
         profile,
         rehearse,
+        export,
+        embed,
+        search,
         ls,
         describe,
         plugins,

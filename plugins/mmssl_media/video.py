@@ -134,9 +134,8 @@ class Video(Modality):
             else:
                 # Frames may change size within a file; the first one's holds for the clip.
                 size = size or _scaled(frame.width, frame.height, pixel, self.short_side)
-                if corner is None:  # the longer side's place is the window's
-                    corner = np.array([0.5, 0.5])
-                    corner[0 if size[1] > size[0] else 1] = window.place
+                if corner is None:
+                    corner = _corner(window.place, size, round(frame.rotation / 90) % 4)
                 out[count] = self._pixels(frame, size, corner)
             previous, count = frame, count + 1
         out[count:] = out[count - 1]
@@ -182,8 +181,10 @@ class Video(Modality):
         rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
         pixels = rows[:height, : 3 * width].reshape(height, width, 3)
         # Central without drawing: 0.5 falls into the middle of the choices.
-        top = int(corner[0] * (height - self.crop + 1))
-        left = int(corner[1] * (width - self.crop + 1))
+        top, left = (
+            min(int(place * (side - self.crop + 1)), side - self.crop)
+            for place, side in zip(corner, (height, width), strict=True)
+        )
         cut = pixels[top : top + self.crop, left : left + self.crop]
         return np.rot90(cut, round(frame.rotation / 90)) if frame.rotation else cut
 
@@ -257,6 +258,20 @@ class Video(Modality):
         to_yiq, to_rgb = (m.float().to(unit.device) for m in (_YIQ, torch.linalg.inv(_YIQ)))
         c_and_b = torch.stack([contrast, brightness], 1)[:, None].expand(-1, 3, -1)
         return torch.cat([to_rgb @ chroma @ to_yiq, c_and_b], 2)
+
+
+def _corner(place: float, size: tuple[int, int], turns: int) -> np.ndarray:
+    """Where a frame is cut that is still to be turned upright: the middle, but for its longer side.
+
+    Args:
+        place: along the longer side of the upright picture, from its left or upper end.
+        size: width and height before it is turned.
+        turns: quarters, counter-clockwise.
+    """
+    wide = size[0] >= size[1]
+    reversed_by = (1, 2) if wide else (2, 3)
+    along = 1 - place if turns in reversed_by else place
+    return np.array([0.5, along] if wide else [along, 0.5])
 
 
 def _portions(batch: Tensor) -> Iterator[slice]:
