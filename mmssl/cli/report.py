@@ -18,7 +18,9 @@ def report(
     ] = 3,
     samples: Annotated[
         int,
-        typer.Option(min=0, help="Samples on the map of features; 0 computes no features."),
+        typer.Option(
+            min=0, max=10_000, help="Samples on the map of features; 0 computes no features."
+        ),
     ] = 1000,
     media: Annotated[
         bool, typer.Option("--media/--no-media", help="Put clips of samples into the page.")

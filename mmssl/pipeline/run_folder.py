@@ -11,6 +11,7 @@
       checkpoints/         training states; encoders.safetensors once pretraining is done
       clusters/round-NN/   pseudo-labels, centroids, health
       evaluations/<name>/  metrics.json, tables.json, figures
+      report/index.html    the page that mmssl report makes
       stages/<name>.json   what is finished, and for which recipe
       stages/<name>.ended.json   why a stage ended before it was
       jobs/<name>.json     what a stage was handed over to; jobs/<name>/ has the logs
