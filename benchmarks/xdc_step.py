@@ -43,11 +43,9 @@ def make_recipe(listed: Path, arguments: argparse.Namespace, *, compiled: bool) 
             f"training.precision={arguments.precision}",
             f"training.compile={str(compiled).lower()}",
             "training.channels_last=true",
+            "evaluations=null",
         ],
-        environ={
-            **os.environ,
-            **dict.fromkeys(("IG65M_TRAIN", "UCF101_TRAIN", "UCF101_TEST"), str(listed)),
-        },
+        environ={**os.environ, "IG65M_TRAIN": str(listed)},
     )
 
 

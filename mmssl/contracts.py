@@ -543,6 +543,7 @@ class EvaluationContext(Protocol):
         folder: the evaluation's own, ``evaluations/<name>``, for further files; rank 0 writes.
         pretraining_data: the dataset of pretraining, for measuring what was found in it.
         device: where encoders run.
+        progress: who watches what takes longer than two seconds.
         components: the recipe's modalities by key, in its order.
         modalities: their keys.
         seed: the recipe's seed.
@@ -552,6 +553,7 @@ class EvaluationContext(Protocol):
     folder: Path
     pretraining_data: Dataset
     device: torch.device
+    progress: "Progress"
     components: dict[str, Modality]
 
     @property
@@ -651,12 +653,16 @@ class Launcher(ABC):
     """A way to run a recipe's stages: in this process, as local processes, on a cluster.
 
     Attributes:
-        ranks: the number of processes that train together.
+        ranks: the number of processes that train together, in pretraining.
         here: do they compute on this machine? Elsewhere there may be other devices.
     """
 
     ranks: int = 1
     here: bool = True
+
+    def ranks_of(self, stage: str) -> int:
+        """The number of processes of a stage, "pretrain" or an evaluation; by default `ranks`."""
+        return self.ranks
 
     def check(self, recipe: "Recipe") -> None:  # noqa: B027 - most fit every recipe
         """Check, before anything is started, that the recipe can be launched so.

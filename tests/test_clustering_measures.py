@@ -50,6 +50,20 @@ def slow_class_entropy(clusters: np.ndarray, labels: np.ndarray) -> float:
     return result
 
 
+def slow_means(clusters: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Purity and entropy of each cluster, averaged."""
+    pairs = valid_pairs(clusters, labels)
+    purities, entropies = [], []
+    for cluster in {a for a, _ in pairs}:
+        counts = Counter(b for a, b in pairs if a == cluster).values()
+        shares = [count / sum(counts) for count in counts]
+        purities.append(max(shares))
+        entropies.append(-sum(share * math.log(share) for share in shares))
+    if not pairs:
+        return math.nan, math.nan
+    return sum(purities) / len(purities), sum(entropies) / len(entropies)
+
+
 def slow_change_rate(before: np.ndarray, after: np.ndarray) -> float:
     """Every one-to-one renumbering is tried."""
     pairs = valid_pairs(before, after)
@@ -113,6 +127,30 @@ def test_information_measures_equal_sklearn(pair: tuple[np.ndarray, np.ndarray])
     ]:
         expected = theirs(*valid) if valid.size else math.nan
         assert ours(*pair) == pytest.approx(expected, nan_ok=True, abs=1e-9), ours.__name__
+
+
+@settings(deadline=None)
+@given(labelings)
+def test_means_over_clusters_equal_loops(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    found = measures.mean_purity(*pair), measures.mean_class_entropy(*pair)
+    assert found == pytest.approx(slow_means(*pair), nan_ok=True, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(labelings)
+def test_matched_accuracy_tries_all_matchings(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    # Also for numbers of clusters and classes that differ: labels 0 to 5, some of which are absent.
+    expected = 1 - slow_change_rate(*pair)
+    assert measures.matched_accuracy(*pair) == pytest.approx(expected, nan_ok=True)
+
+
+def test_matched_accuracy_by_hand() -> None:
+    clusters = np.array([0, 0, 0, 1, 1, 2, 2, 2], np.int32)
+    labels = np.array([1, 1, 0, 1, 1, 0, 0, 0], np.int32)
+    # 0 and 1 both hold class 1 most often; one of them may stand for it, the other for nothing.
+    assert measures.matched_accuracy(clusters, labels) == (2 + 3) / 8
+    assert measures.matched_accuracy(labels, clusters) == (2 + 3) / 8
+    assert measures.purity(clusters, labels) == 7 / 8
 
 
 @settings(deadline=None)
@@ -203,6 +241,9 @@ def test_no_labelled_sample_gives_nan_and_no_rows() -> None:
     for measure in (
         measures.purity,
         measures.class_entropy,
+        measures.mean_purity,
+        measures.mean_class_entropy,
+        measures.matched_accuracy,
         measures.nmi,
         measures.ami,
         measures.ari,

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mmssl.contracts import IGNORE, Dataset, Evaluation, LabelledFeatures, Sample
 from mmssl.errors import UserError
-from mmssl_evaluators import linear_probe
+from mmssl_evaluators import labelled
 from mmssl_evaluators.clusters import Clusters
 from mmssl_evaluators.linear_probe import LinearProbe
 
@@ -57,8 +57,15 @@ class Context:
         return list(self.spread)
 
     def features(
-        self, dataset: Dataset, *, weights: str = "pretrained", clips: int = 1, crops: int = 1
+        self,
+        dataset: Dataset,
+        *,
+        weights: str = "pretrained",
+        modalities: object = None,
+        clips: int = 1,
+        crops: int = 1,
     ) -> dict[str, LabelledFeatures]:
+        assert modalities is None
         self.asked.append((dataset, weights, clips * crops))
         labels = dataset.labels()
         index = np.flatnonzero(labels != IGNORE)
@@ -239,14 +246,14 @@ def test_held_out_part(fraction: float) -> None:
     counts = [100, 50, 10, 1, 2]
     labels = np.repeat(np.arange(5), counts)
     np.random.default_rng(0).shuffle(labels)
-    held = linear_probe._hold_out(labels, fraction, np.random.default_rng(1))
+    held = labelled.hold_out(labels, fraction, np.random.default_rng(1))
     assert held.sum() == min(round(fraction * len(labels)), len(labels) - 5)
     for label, count in enumerate(counts):
         of_class = held[labels == label].sum()
         assert of_class < count  # every class is still trained on
         assert of_class == pytest.approx(fraction * count, abs=2)
-    again = linear_probe._hold_out(labels, fraction, np.random.default_rng(1))
-    other = linear_probe._hold_out(labels, fraction, np.random.default_rng(2))
+    again = labelled.hold_out(labels, fraction, np.random.default_rng(1))
+    other = labelled.hold_out(labels, fraction, np.random.default_rng(2))
     assert (held == again).all()
     assert (held != other).any()
 
@@ -325,6 +332,15 @@ def test_clusters_of_the_last_round(clustered: Context) -> None:
     mixed = -(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3)) * 3 / 12
     mixed += -(3 / 4 * np.log(3 / 4) + 1 / 4 * np.log(1 / 4)) * 4 / 12
     assert metrics["video/class_entropy_nats"] == pytest.approx(mixed)
+    # Each cluster counts alike.
+    assert metrics["video/mean_purity"] == pytest.approx((1 + 1 + 2 / 3 + 3 / 4) / 4)
+    entropies = [0, 0]
+    entropies += [-sum(p * np.log(p) for p in (q, 1 - q)) for q in (2 / 3, 3 / 4)]
+    assert metrics["video/mean_class_entropy_nats"] == pytest.approx(np.mean(entropies))
+    # Each of the four clusters stands for the class that leads in it.
+    assert metrics["video/matched_accuracy"] == pytest.approx(10 / 12)
+    # Two clusters can stand for two of the four classes only, with two clips each.
+    assert metrics["audio/matched_accuracy"] == pytest.approx(4 / 12)
     between = sklearn.metrics.normalized_mutual_info_score(VIDEO[2], AUDIO[2])
     assert metrics["video-audio/nmi"] == pytest.approx(between)
 
@@ -377,6 +393,9 @@ def test_clusters_that_cannot_be_measured(clustered: Context, tmp_path: Path) ->
         Clusters(round=3).evaluate(clustered)
     clustered.pretraining_data = Labelled([IGNORE] * 12)
     with pytest.raises(UserError, match="needs a pretraining dataset with labels"):
+        Clusters().evaluate(clustered)
+    clustered.pretraining_data.multilabel = True
+    with pytest.raises(UserError, match=r"one class each.*these have several"):
         Clusters().evaluate(clustered)
     clustered.pretraining_data = Labelled(TRUTH[:-1])
     with pytest.raises(UserError, match=r"labels 12 samples, but .* now has 11"):

@@ -209,7 +209,8 @@ def test_stages_are_submitted_at_once_and_evaluations_wait(
         "launch.timeout=1-02:03:04",
         "launch.setup=[module load cuda]",
         "launch.sbatch={mail-user: me@example.org, exclusive: true}",
-        "launch.stages={clusters: {nodes: 1, gpus_per_node: 0, timeout: 30}}",
+        "launch.stages.evaluations={nodes: 1, timeout: 5}",
+        "launch.stages.clusters={gpus_per_node: 0, timeout: 30}",
     ]
     assert submitted(fake_slurm, *resources, "training.batch_size=16") == 0
     printed = capfd.readouterr()

@@ -23,7 +23,7 @@ def table(
     Examples:
       mmssl table
       mmssl table methods_small
-      mmssl table xdc_methods --runs /data/runs --markdown
+      mmssl table xdc_1_methods --runs /data/runs --markdown
     """
     import json
     from dataclasses import asdict

@@ -82,9 +82,7 @@ def evaluate(recipe: Recipe, name: str, folder: RunFolder, progress: Progress) -
 def _begin(folder: Path, fingerprint: str) -> None:
     """Keep what an interrupted start of the same evaluation left, and nothing else."""
     started = folder / _STARTED
-    if (folder / "metrics.json").exists() or not (
-        started.is_file() and json.loads(started.read_text()) == fingerprint
-    ):
+    if not started.is_file() or json.loads(started.read_text()) != fingerprint:
         shutil.rmtree(folder, ignore_errors=True)
         write_atomically(started, lambda path: path.write_text(json.dumps(fingerprint)))
 
@@ -235,8 +233,10 @@ class Context:
             for backbone in encoders.backbones.values():
                 backbone.compile()
         self._trained += 1
+        folder = self.folder / f"training-{self._trained:02d}"
+        distributed.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
         Pretraining(
-            folder=self.folder / f"training-{self._trained:02d}",
+            folder=folder,
             encoders=encoders,
             objective=objective,
             modalities=components,

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmssl.contracts import Backbone, Features, Launcher, Modality, Table
+from mmssl.contracts import Backbone, Features, Launcher, Modality, Objective, Table
+from mmssl.errors import UserError
 from mmssl.pipeline import assembly
 from mmssl.recipe import Recipe
 from mmssl.recipe.component import ComponentSpec
+from mmssl.recipe.model import Training
 from mmssl.training.encoders import Encoders
-from mmssl.training.settings import Settings
+from mmssl.training.settings import Settings, grouped
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ def make_plan(recipe: Recipe) -> Plan:
     objective = assembly.build_objective(recipe, encoders, train)
     for spec in (*recipe.evaluations.values(), *recipe.trackers):
         spec.build()
-    _check_batch(recipe, launcher.ranks)
+    _check_batch(recipe, launcher)
+    _check_groups(recipe, encoders, objective)
     heads = _count(objective)
     steps = _total_steps(recipe, objective.rounds)
     summary = (
@@ -101,26 +104,44 @@ def _short(spec: ComponentSpec) -> str:
         value = plain[key]
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         if value != default:
-            nested = isinstance(value, dict) and "use" in value
-            shown.append(f"{key}={value['use'] if nested else value}")
+            if isinstance(spec.parameters[key], Training):
+                value = f"({value['epochs']} epochs of {value['epoch_size']:,})"
+            elif isinstance(value, dict) and "use" in value:
+                value = value["use"]
+            shown.append(f"{key}={value}")
     return " ".join(shown)
 
 
-def _check_batch(recipe: Recipe, ranks: int) -> None:
+def _check_batch(recipe: Recipe, launcher: Launcher) -> None:
     """Every rank gets an equal part of every micro-batch."""
-    training = recipe.training
-    parts = training.accumulate * ranks
-    if training.batch_size % parts:
+    for path, training in recipe.trainings():
+        ranks = launcher.ranks_of(str(path[1]) if path[0] == "evaluations" else "pretrain")
+        parts = training.accumulate * ranks
+        if training.batch_size % parts == 0:
+            continue
         below = training.batch_size // parts * parts
         fitting = [str(size) for size in (below, below + parts) if size]
         cut = f"{ranks} ranks"
         if training.accumulate > 1:
             cut += f" of {training.accumulate} micro-batches each"
         raise recipe.error(
-            ("training", "batch_size"),
+            (*path, "batch_size"),
             f"{training.batch_size} samples are not equal parts for {cut}: take "
             f"{' or '.join(fitting)}, or another number of ranks",
         )
+
+
+def _check_groups(recipe: Recipe, encoders: Encoders, objective: Objective) -> None:
+    """Each of the training's groups holds parameters that are trained."""
+    modules: dict[str, nn.Module] = {"encoders": encoders, "objective": objective}
+    if recipe.training.freeze_encoders:
+        del modules["encoders"]
+    try:
+        grouped(modules, _settings(recipe).groups)
+    except UserError as error:
+        path, _, reason = str(error).partition(": ")
+        keys = [int(key) if key.isdecimal() else key for key in path.split(".")]
+        raise recipe.error(keys, reason) from error
 
 
 def _training(recipe: Recipe, modalities: dict[str, Modality], ranks: int) -> Table:

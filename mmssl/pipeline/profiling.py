@@ -159,6 +159,8 @@ def profile(recipe: Recipe, steps: int, progress: Progress) -> Profile:
     Raises:
         UserError: the recipe does not fit together, or its data cannot be read.
     """
+    if recipe.objective.build().rounds == 0:
+        raise recipe.error(("objective",), "trains nothing: there are no steps to measure")
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     with TemporaryDirectory(prefix="mmssl-profile-") as folder:

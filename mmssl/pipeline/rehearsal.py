@@ -62,11 +62,16 @@ def settings(recipe: Recipe, *, ranks: int, samples: int) -> list[str]:
         recipe: the one that is to be run in earnest.
         ranks: processes that train together.
         samples: of the training data, at most.
+
+    Raises:
+        UserError: its objective trains nothing.
     """
     training, data = recipe.training, recipe.data
     parts = training.accumulate * ranks
     batch = parts * max(1, min(_CLIPS, training.batch_size // parts))
     rounds: int = recipe.objective.build().rounds
+    if rounds == 0:
+        raise recipe.error(("objective",), "trains nothing: there is nothing to rehearse")
     fields: dict[str, Any] = {
         "data.limit": min(samples, data.limit or samples),
         "training.batch_size": batch,

@@ -50,6 +50,10 @@ Count = Annotated[int, Field(ge=0)]
 Gigabytes = Annotated[float, Field(gt=0)]
 
 
+# What stands for all of them among the names of stages.
+_EVALUATIONS = "evaluations"
+
+
 class Resources(Typed):
     """What a stage needs otherwise than the others; null is what they need."""
 
@@ -117,7 +121,8 @@ class Slurm(Launcher):
         max_requeues: how often a stage may reach its time limit, and how often it may lose a
             process, before it has failed.
         wckey: workload key; many clusters refuse any.
-        stages: what single stages need otherwise: ``{linear_probe: {nodes: 1, timeout: 60}}``.
+        stages: what single stages need otherwise: ``{linear_probe: {nodes: 1, timeout: 60}}``;
+            under ``evaluations`` what all but pretraining need.
     """
 
     here = False
@@ -168,7 +173,7 @@ class Slurm(Launcher):
 
     def check(self, recipe: Recipe) -> None:
         """Check the names of ``stages``, and the path that a job's script names."""
-        known = [PRETRAIN, *recipe.evaluations]
+        known = [PRETRAIN, _EVALUATIONS, *recipe.evaluations]
         for name in self.stages:
             if name not in known:
                 there = suggest(name, known)
@@ -181,7 +186,10 @@ class Slurm(Launcher):
 
     def resources(self, stage: str) -> Resources:
         """What a stage needs."""
-        own = self.stages[stage].model_dump(exclude_none=True) if stage in self.stages else {}
+        own: dict[str, Any] = {}
+        for name in (*([] if stage == PRETRAIN else [_EVALUATIONS]), stage):
+            if name in self.stages:
+                own |= self.stages[name].model_dump(exclude_none=True)
         return self.common.model_copy(update=own)
 
     def tasks_per_node(self, stage: str) -> int:

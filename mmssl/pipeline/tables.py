@@ -8,8 +8,8 @@
       UCF101: {metric: "ucf101*/video/top1", scale: 100, digits: 1}
     rows:
       XDC:
-        recipe: xdc/studies/methods/xdc      # what to run
-        run: xdc_study_method                # its run; a pattern for several, such as seeds
+        recipe: xdc/methods      # what to run
+        run: xdc_methods.xdc     # its run; a pattern for several, such as seeds
         paper: {UCF101: 74.2}
 
 A metric is ``evaluation/name``. Where a pattern fits several of a run, the best counts, as in the
@@ -63,6 +63,12 @@ class PaperTable(Typed):
     note: str = ""
     columns: dict[str, Column] = Field(min_length=1)
     rows: dict[str, Row] = Field(min_length=1)
+
+    @property
+    def runs(self) -> set[str]:
+        """Names and patterns of all runs that measure something of it."""
+        named = (row.run for row in self.rows.values() if row.run is not None)
+        return {run for one in named for run in ([one] if isinstance(one, str) else one.values())}
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,8 @@ def shown(collected: Collected) -> tuple[list[str], list[list[str]]]:
             cell = cells[title]
             if title in from_paper:
                 row.append(_number(cell.paper, column.digits))
-            runnable = table.rows[name].run is not None
+            run = table.rows[name].run
+            runnable = run is not None and (isinstance(run, str) or title in run)
             row.append(_measured(cell, column.digits) if runnable else "")
         rows.append(row)
     return titles, rows

@@ -93,15 +93,16 @@ def _made_by(spec: ComponentSpec) -> Any:
 
 
 def _training(recipe: Recipe) -> Iterator[Finding]:
-    training = recipe.training
-    if training.batch_size % training.accumulate:
-        message = f"{training.accumulate} does not divide the batch size {training.batch_size}"
-        yield ("training", "accumulate"), message
-    if training.epoch_size < training.batch_size:
-        message = (
-            f"an epoch of {training.epoch_size} samples holds no batch of {training.batch_size}: "
-            "lower batch_size or raise epoch_size"
-        )
-        yield ("training", "epoch_size"), message
-    if training.early_stop is not None and recipe.data.validation is None:
+    for path, training in recipe.trainings():
+        size = training.batch_size
+        if size % training.accumulate:
+            message = f"{training.accumulate} does not divide the batch size {size}"
+            yield (*path, "accumulate"), message
+        if training.epoch_size < size:
+            message = (
+                f"an epoch of {training.epoch_size} samples holds no batch of {size}: "
+                "lower batch_size or raise epoch_size"
+            )
+            yield (*path, "epoch_size"), message
+    if recipe.training.early_stop is not None and recipe.data.validation is None:
         yield ("training", "early_stop"), "needs a validation loss: add 'data.validation'"

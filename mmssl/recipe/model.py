@@ -283,6 +283,14 @@ class Recipe(Typed):
         """All components and their paths, nested ones after the one that holds them."""
         return _components(self, ())
 
+    def trainings(self) -> Iterator[tuple[tuple[str | int, ...], Training]]:
+        """All training blocks and their paths: the recipe's own, then those of its components."""
+        yield ("training",), self.training
+        for path, spec in self.components():
+            for name, value in spec.parameters.items():
+                if isinstance(value, Training):
+                    yield (*path, name), value
+
     def _written_in(self, tree: Node) -> None:
         """Remember the places, for this recipe's and its components' messages."""
         self._tree = tree

@@ -4,6 +4,7 @@ import datetime
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,6 +15,10 @@ from mmssl.data.skipped import read_ledger
 from mmssl.errors import UserError
 from mmssl.pipeline.records import Records, read_json
 from mmssl.pipeline.status import statuses
+from mmssl.pipeline.tables import collect as collect_table
+from mmssl.pipeline.tables import load_table
+from mmssl.pipeline.tables import shown as shown_beside
+from mmssl.recipe.compose import shipped_tables
 from mmssl.report.contents import Chart, Contents, EvaluationResult, Series, StageState
 from mmssl.report.numbers import shown
 from mmssl.training.log import read_log
@@ -67,6 +72,7 @@ def collect(run: Records, *, media: bool = True) -> Contents:
         media=media,
     )
     contents.evaluations = [_evaluation(run, stage) for stage in contents.stages[1:]]
+    contents.papers = _papers(run)
     rounds = _rounds(run.path, log)
     contents.rounds = _round_charts(rounds)
     contents.round_table = _round_table(rounds)
@@ -243,6 +249,19 @@ def _evaluation(run: Records, stage: StageState) -> EvaluationResult:
         figures={path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))},
         skipped=skipped,
     )
+
+
+def _papers(run: Records) -> list[Table]:
+    """The papers' tables with a row that this run measures, and what was measured of all rows."""
+    path = run.path.resolve()
+    found = []
+    for name, _ in shipped_tables():
+        table = load_table(name)
+        if any(fnmatchcase(path.name, pattern) for pattern in table.runs):
+            titles, rows = shown_beside(collect_table(table, path.parent))
+            source = f"{table.title} ({table.source})".removesuffix(" ()")
+            found.append(Table(source, titles, rows))
+    return found
 
 
 def _figures(

@@ -202,6 +202,7 @@ class Contents:
         maps: of features, by modality.
         filters: by backbone.
         evaluations: in the recipe's order.
+        papers: tables of papers that this run measures a row of, with what runs beside it measured.
         skipped: records of the run's ledger.
         provenance: where and when processes began to work at the run.
         missing: by section, what it does not show and why.
@@ -224,6 +225,7 @@ class Contents:
     maps: Sequence[FeatureMap] = ()
     filters: Sequence[FilterPicture] = ()
     evaluations: Sequence[EvaluationResult] = ()
+    papers: Sequence[Table] = ()
     skipped: Sequence[Mapping[str, Any]] = ()
     provenance: Sequence[Mapping[str, Any]] = ()
     missing: dict[str, list[str]] = field(default_factory=dict)

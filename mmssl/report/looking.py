@@ -70,7 +70,7 @@ def look(folder: Path, contents: Contents, amount: Amount, progress: Progress) -
         contents.lacks("clusters", "There are no clusters: the objective makes none, or not yet.")
     recipe = dataset = None
     try:
-        recipe = load_run(folder)
+        recipe = load_run(folder, ["evaluations=null"])  # which need not load any more
     except UserError as error:
         for section in ("clusters", "map", "filters"):
             contents.lacks(section, f"The recipe cannot be put together here: {error}")

@@ -80,6 +80,30 @@ def purity(clusters: np.ndarray, labels: np.ndarray) -> float:
     return int(table.max(axis=1, initial=0).sum()) / total if total else math.nan
 
 
+def mean_purity(clusters: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of the clusters' purities, each counting alike; clusters without labels do not."""
+    each = purities(clusters, labels)
+    each = each[~np.isnan(each)]
+    return float(each.mean()) if len(each) else math.nan
+
+
+def matched_accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy when each cluster stands for one class, and each class for one cluster.
+
+    They are matched such that most samples are right (the Hungarian algorithm). Of more clusters
+    than classes, or more classes than clusters, some remain without a partner: their samples are
+    wrong.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    table = contingency(clusters, labels)
+    total = int(table.sum())
+    if not total:
+        return math.nan
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    return int(table[rows, columns].sum()) / total
+
+
 def class_entropy(clusters: np.ndarray, labels: np.ndarray) -> float:
     """H(label | cluster) in nats: the entropy of labels in a cluster, weighted by its size.
 
@@ -89,6 +113,13 @@ def class_entropy(clusters: np.ndarray, labels: np.ndarray) -> float:
     if not table.sum():
         return math.nan
     return max(0.0, _entropy(table) - _entropy(table.sum(axis=1)))
+
+
+def mean_class_entropy(clusters: np.ndarray, labels: np.ndarray) -> float:
+    """The mean over clusters of the entropy of labels in each, in nats, each counting alike."""
+    table = contingency(clusters, labels)
+    table = table[table.any(axis=1)]
+    return float(np.mean([_entropy(row) for row in table])) if len(table) else math.nan
 
 
 def nmi(clusters: np.ndarray, labels: np.ndarray) -> float:
@@ -140,14 +171,7 @@ def change_rate(before: np.ndarray, after: np.ndarray) -> float:
     k-means numbers its clusters arbitrarily, so clusters are matched first, one to one, such that
     most samples stay (the Hungarian algorithm): a mere renumbering is no change.
     """
-    from scipy.optimize import linear_sum_assignment
-
-    table = contingency(before, after)
-    total = int(table.sum())
-    if not total:
-        return math.nan
-    rows, columns = linear_sum_assignment(table, maximize=True)
-    return 1 - int(table[rows, columns].sum()) / total
+    return 1 - matched_accuracy(before, after)
 
 
 def sizes(clusters: np.ndarray, k: int) -> np.ndarray:

@@ -9,7 +9,19 @@ from pydantic import Field
 
 from mmssl.contracts import IGNORE, Evaluation, EvaluationContext, Evaluator, Table
 from mmssl.errors import UserError
-from mmssl_clustering import PurityRow, ami, ari, class_entropy, nmi, purity, purity_table, used
+from mmssl_clustering import (
+    PurityRow,
+    ami,
+    ari,
+    class_entropy,
+    matched_accuracy,
+    mean_class_entropy,
+    mean_purity,
+    nmi,
+    purity,
+    purity_table,
+    used,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,9 +34,12 @@ class Clusters(Evaluator):
     together. Its clusters are ranked by purity, the share of a cluster's most frequent class, as
     XDC's tables 5 and 6 do.
 
-    Metrics, by labeling: ``purity`` (mean, weighted by size), ``nmi`` and ``ami`` (arithmetic
-    mean), ``ari``, ``class_entropy_nats`` (entropy of the classes within a cluster, weighted by
-    size), ``used_clusters``; by pair of labelings, ``video-audio/nmi`` for instance; ``round``.
+    Metrics, by labeling: ``purity`` (mean, weighted by size), ``mean_purity`` (each cluster
+    counting alike), ``nmi`` and ``ami`` (arithmetic mean), ``ari``, ``class_entropy_nats`` (entropy
+    of the classes within a cluster, weighted by size), ``mean_class_entropy_nats`` (each counting
+    alike), ``matched_accuracy`` (clusters and classes matched one to one by the Hungarian
+    algorithm; those without a partner are wrong), ``used_clusters``; by pair of labelings,
+    ``video-audio/nmi`` for instance; ``round``.
 
     Args:
         top: how many leading classes to name for a cluster.
@@ -47,9 +62,14 @@ class Clusters(Evaluator):
         """Read the rounds' labels from the run's folder and measure them.
 
         Raises:
-            UserError: the dataset has no labels, the run no clusters or not those of `round`, or
-                they were made of other data.
+            UserError: the dataset has no labels or several a sample, the run no clusters or not
+                those of `round`, or they were made of other data.
         """
+        if context.pretraining_data.multilabel:
+            raise UserError(
+                "needs a pretraining dataset whose samples have one class each, to compare its "
+                "clusters with; these have several"
+            )
         truth = context.pretraining_data.labels()
         classes = context.pretraining_data.classes
         if not len(classes) or (truth == IGNORE).all():
@@ -71,10 +91,13 @@ class Clusters(Evaluator):
         ranked = {}
         for name, labels in labelings.items():
             metrics[f"{name}/purity"] = purity(labels, truth)
+            metrics[f"{name}/mean_purity"] = mean_purity(labels, truth)
             metrics[f"{name}/nmi"] = nmi(labels, truth)
             metrics[f"{name}/ami"] = ami(labels, truth)
             metrics[f"{name}/ari"] = ari(labels, truth)
             metrics[f"{name}/class_entropy_nats"] = class_entropy(labels, truth)
+            metrics[f"{name}/mean_class_entropy_nats"] = mean_class_entropy(labels, truth)
+            metrics[f"{name}/matched_accuracy"] = matched_accuracy(labels, truth)
             metrics[f"{name}/used_clusters"] = used(labels)
             ranked[name] = purity_table(labels, truth, classes, self.top)
         names = list(labelings)

@@ -75,6 +75,11 @@ class Supervised(Objective):
         if self.multilabel and (self._loss == "softmax" or self._smoothing):
             what = "label_smoothing" if self._smoothing else "loss: softmax"
             raise UserError(f"{what} needs samples of one class, these have several")
+        if self.multilabel and self._classes != len(self.class_names):
+            raise UserError(
+                f"objective.classes: samples may have several of {len(self.class_names)} classes, "
+                f"which are not {self._classes}: leave it out"
+            )
         self._sigmoid = self._loss == "sigmoid" or (self._loss is None and self.multilabel)
 
         def head(dim: int, classes: int) -> nn.Sequential:
@@ -136,6 +141,8 @@ class Supervised(Objective):
         share = torch.where(fits, share, torch.ones_like(share))
         mixed = {}
         for name, clip in clips.items():
+            if not clip.is_floating_point():
+                raise UserError(f"objective.mixup: clips of {name} are whole numbers: set it to 0")
             weight = share.view(-1, *[1] * (clip.ndim - 1))
             mixed[name] = torch.lerp(clip[other], clip, weight)
         labels = torch.lerp(targets[other], targets, share[:, None])
