@@ -583,13 +583,15 @@ class EvaluationContext(Protocol):
         crops: int = 1,
         over_views: Literal["mean", "max", "none"] = "mean",
         unlabelled: bool = False,
+        training: "Training | None" = None,
     ) -> dict[str, LabelledFeatures]:
         """Features by modality of a dataset's clips.
 
         Args:
             dataset: what to read; samples that are unreadable are left out.
             weights: of which encoders, or encoders themselves, such as `train` returned.
-            read: what of the features is wanted; by default `Features.pooled` of each modality.
+            read: what of the features, which are float32, is wanted; by default `Features.pooled`
+                of each modality.
             modalities: what is read of a sample, where other than the recipe's: clips of another
                 length, or some modalities only.
             clips: clips per sample, uniformly placed.
@@ -597,6 +599,8 @@ class EvaluationContext(Protocol):
             over_views: mean or largest value over a sample's ``clips * crops`` views, or all
                 of them, one after the other.
             unlabelled: also samples without label.
+            training: whose precision, and whose batches, if they are not too large, features are
+                computed in; by default pretraining's.
         """
 
     def train(
@@ -627,6 +631,16 @@ class EvaluationContext(Protocol):
 
 class Evaluator(ABC):
     """Measures a pretrained encoder on a labelled dataset."""
+
+    def check(self, modalities: Sequence[str]) -> None:  # noqa: B027 - most fit any
+        """Check, before anything is trained, that there is what it is to measure.
+
+        Args:
+            modalities: the recipe's.
+
+        Raises:
+            UserError: there is not.
+        """
 
     @abstractmethod
     def evaluate(self, context: EvaluationContext) -> Evaluation:

@@ -21,6 +21,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.yaml").write_text(RECIPE)
     done = mmssl("run", "recipe.yaml", "objective.rounds=1", "training.epochs=1", cwd=folder)
     assert done.returncode == 0, done.stderr
+    probe = f"{{use: linear_probe, train: {DATA}, test: {TEST}}}"
+    (folder / "part.yaml").write_text(f"extends: []\nevaluations:\n  mine: {probe}\n")
+    (folder / "runs" / "second").mkdir()
+    kept = (folder / "runs" / "small" / "recipe.yaml").read_text()
+    (folder / "runs" / "second" / "recipe.yaml").write_text(kept)
     return folder
 
 
@@ -37,6 +42,11 @@ def test_a_finished_run_is_measured_in_another_way(place: Path) -> None:
     assert "Linear probe: top-1" in done.stdout
     assert metrics(place, "probe")["video/train_samples"] == 32
     # It is one of the run's evaluations now, as if the recipe had named it.
+    assert "probe" in mmssl("status", "small", cwd=place).stdout
+    # Also when the recipe, which does not name it, is started again with something to do.
+    clusters = ("evaluations={clusters: {use: clusters}}", "objective.rounds=1")
+    more = mmssl("run", "recipe.yaml", *clusters, "training.epochs=1", cwd=place)
+    assert more.returncode == 0, more.stderr
     assert "probe" in mmssl("status", "small", cwd=place).stdout
     again = mmssl("evaluate", "runs/small", *PROBE, "--name", "probe", cwd=place)
     assert "nothing to do" in again.stdout
@@ -66,6 +76,10 @@ def test_evaluations_of_another_recipe(place: Path) -> None:
         (("small", "--with", "recipe.yaml"), "names no evaluations"),
         (("small", *PROBE, "clipz=2"), "evaluations.linear_probe.clipz: unknown key"),
         (("recipe.yaml", *PROBE), "is in no run's folder"),
+        (("s*", *PROBE), "are 2 runs: name one"),
+        (("small", "--with", "part.yaml", "clips=3"), "write evaluations.NAME.KEY=VALUE"),
+        (("small", "--with", "part.yaml", "evaluations.mine=null"), "names no evaluations"),
+        (("small", *PROBE, "only=[vidoe]"), "the recipe has no modality 'vidoe'"),
     ],
 )
 def test_mistakes(words: tuple[str, ...], message: str, place: Path) -> None:
@@ -76,11 +90,7 @@ def test_mistakes(words: tuple[str, ...], message: str, place: Path) -> None:
 
 
 def test_a_run_that_is_not_finished_is_refused(place: Path) -> None:
-    (place / "unfinished").mkdir()
-    (place / "unfinished" / "recipe.yaml").write_text(
-        (place / "runs" / "small" / "recipe.yaml").read_text()
-    )
-    done = mmssl("evaluate", "unfinished", *PROBE, cwd=place)
+    done = mmssl("evaluate", "second", *PROBE, cwd=place)
     assert done.returncode == 2
     assert "is not finished" in done.stderr
 

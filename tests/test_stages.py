@@ -13,9 +13,9 @@ from torch import nn
 from toys import Perceptron, Rows, Vector
 
 from mmssl.contracts import Evaluation, Features, Table
-from mmssl.data.loading import LoaderSettings, Views
+from mmssl.data.loading import LoaderSettings, Unreadable, Views
 from mmssl.errors import UserError
-from mmssl.pipeline.evaluation import write_evaluation
+from mmssl.pipeline.evaluation import _begin, write_evaluation
 from mmssl.training import kept_features
 from mmssl.training.encoders import Encoders
 from mmssl.training.features import FeatureStream
@@ -105,6 +105,23 @@ def test_a_killed_pass_goes_on_with_the_blocks_that_are_missing(
     assert not read
 
 
+def test_what_is_unreadable_is_kept_with_its_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_features, "ROWS", 5)
+    data = Rows(23, bad={4, 11, 12})
+
+    def run() -> list[Path]:
+        return blocks(tmp_path, data, stream(), views=Views(2), progress=Silent(), title="")
+
+    expected = [[4], [], [11, 12], [], []]
+    assert [[one.row for one in load(file).unreadable] for file in run()] == expected
+    (tmp_path / "000002.npz").unlink()
+    found = [load(file).unreadable for file in run()]
+    assert [[one.row for one in bad] for bad in found] == expected
+    assert found[2][0] == Unreadable(11, "row11", "is damaged")
+
+
 def on_a_rank(folder: Path) -> dict[str, Any]:
     """Features as every rank gets them, and how many rows it computed."""
     kept_features.ROWS = 5
@@ -129,6 +146,17 @@ def test_ranks_share_the_blocks(ranks: int, tmp_path: Path) -> None:
         for name in ("a", "b"):
             assert np.array_equal(rank[name][0], alone[name][0])
             assert np.allclose(rank[name][1], alone[name][1], atol=1e-5)
+
+
+def test_features_of_other_data_are_no_beginning(tmp_path: Path) -> None:
+    folder = tmp_path / "evaluations" / "probe" / "features-01"
+    _begin(folder, Rows(9).digest())
+    (folder / "000000.npz").touch()
+    _begin(folder, Rows(9).digest())
+    assert (folder / "000000.npz").exists()
+    _begin(folder, Rows(10).digest())
+    assert not (folder / "000000.npz").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["features-01"]
 
 
 def test_names_of_several_modalities_need_all_of_them(tmp_path: Path) -> None:

@@ -332,3 +332,31 @@ def test_mistakes_in_a_recipes_sweep(sweep: str, message: str, place: Path) -> N
     sweeping(place, sweep)
     with pytest.raises(UserError, match=re.escape(message)):
         runs_of("study.yaml", [], [])
+
+
+@pytest.mark.parametrize(
+    ("override", "refused"),
+    [
+        ("seed=5", "seed is what 'seed' sweeps"),
+        ("objective=sdc", "objective is what 'method' sweeps"),
+        ("objective.use=sdc", "objective.use is what 'method' sweeps"),
+        ("training={epochs: 1}", "training is what 'method' sweeps"),
+        ("training.epochs=1", None),
+        ("objective.clusters=6", None),
+        ("sweep.seed=null", None),
+    ],
+)
+def test_runs_are_what_their_names_say(override: str, refused: str | None, place: Path) -> None:
+    sweeping(
+        place,
+        "method:\n  sdc: {objective: {use: sdc, clusters: 4}}\n"
+        "  long: {training: {epochs: 3}}\nseed: [7, 8]",
+    )
+    if refused is None:
+        assert {r.name.split(".")[1] for r in runs_of("study.yaml", [override], [])} == {
+            "sdc",
+            "long",
+        }
+        return
+    with pytest.raises(UserError, match=re.escape(refused)):
+        runs_of("study.yaml", [override], [])

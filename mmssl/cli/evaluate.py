@@ -42,9 +42,9 @@ def evaluate(
     nothing: mmssl run RECIPE objective=scratch backbones.video.weights=FILE
 
     Examples:
-      mmssl evaluate quickstart --with knn train.use=synthetic test={use: synthetic, split: test}
+      mmssl evaluate quickstart --with knn train.use=synthetic "test={use: synthetic, split: test}"
       mmssl evaluate runs/xdc --with linear_probe --name ucf train.use=ucf101 train.path=UCF101 ...
-      mmssl evaluate runs/xdc --with evaluations/ucf101
+      mmssl evaluate runs/xdc --with evaluations/xdc_ucf101
     """
     from mmssl.cli.run import start
     from mmssl.contracts import Launcher
@@ -59,8 +59,7 @@ def evaluate(
     run = _run_of(checkpoint)
     before = load_run(run)
     overrides, variants, names = _chosen(evaluator, name, parameters or [])
-    if launch is not None:
-        overrides = [*overrides, f"launch={launch}"]
+    # How it is started this time is not what the run's recipe says from now on.
     recipe = load_run(run, overrides, variants)
     for each in names:
         if each in before.evaluations and before.evaluations[each] != recipe.evaluations[each]:
@@ -70,9 +69,12 @@ def evaluate(
             )
     if not RunFolder(recipe).finished(PRETRAIN):
         raise UserError(f"the pretraining of {run} is not finished: mmssl run its recipe first")
-    launcher: Launcher = recipe.launch.build()
-    launcher.check(recipe)
-    start([(recipe, make_plan(recipe))], launcher, dry_run, only=names)
+    started = recipe
+    if launch is not None:
+        started = load_run(run, [*overrides, f"launch={launch}"], variants)
+    launcher: Launcher = started.launch.build()
+    launcher.check(started)
+    start([(recipe, make_plan(started))], launcher, dry_run, only=names)
 
 
 def _run_of(checkpoint: str) -> Path:
@@ -89,8 +91,10 @@ def _run_of(checkpoint: str) -> Path:
                 f"RECIPE objective=scratch backbones.KEY.weights={path}"
             )
         path = path.parents[1]
-    (run,) = find_runs([str(path)])
-    return run.path.absolute()
+    found = find_runs([str(path)])
+    if len(found) > 1:
+        raise UserError(f"{checkpoint!r} are {len(found)} runs: name one")
+    return found[0].path.absolute()
 
 
 def _chosen(
@@ -105,11 +109,18 @@ def _chosen(
     from mmssl.recipe.yaml12 import Node
     from mmssl.registry import discover
 
-    known = {component.name for component in discover().components("evaluators")}
-    if evaluator.rpartition("/")[2] in known:
+    components = discover().components("evaluators")
+    known = {c.name for c in components} | {f"{c.owner}/{c.name}" for c in components}
+    if evaluator in known:
         name = name or evaluator.rpartition("/")[2]
         fields = [f"use={json.dumps(evaluator)}", *parameters]
         return [f"evaluations.{name}.{field}" for field in fields], [], [name]
+    for parameter in parameters:
+        if not parameter.strip().startswith("evaluations."):
+            raise UserError(
+                f"command line: {parameter!r}: of a recipe, its evaluations are run: write "
+                "evaluations.NAME.KEY=VALUE"
+            )
     try:
         tree = resolve(evaluator, parameters, os.environ)
     except UserError as error:
@@ -119,9 +130,10 @@ def _chosen(
         raise error
     assert isinstance(tree.value, dict)
     part = tree.value.get("evaluations")
-    if part is None or not isinstance(part.value, dict) or not part.value:
+    whole = part.value if part is not None and isinstance(part.value, dict) else {}
+    found = {key: node for key, node in whole.items() if node.value is not None}
+    if part is None or not found:
         raise UserError(f"{evaluator}: names no evaluations")
-    found = part.value
     if name is not None:
         if len(found) > 1:
             raise UserError(f"--name: {evaluator} has {len(found)} evaluations")

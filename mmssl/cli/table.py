@@ -59,6 +59,8 @@ def table(
     best = max(cell.best_of for cells in collected.cells.values() for cell in cells.values())
     if best > 1:
         terminal.say(f"the best of {best} evaluations of each run, as in the paper")
+    for figure in collected.incomplete():
+        terminal.say(f"not complete: {figure}")
     for row, recipe in collected.not_run():
         how = f"mmssl run {recipe}" if recipe else "no recipe for it is shipped yet"
         terminal.say(f"not run: {row}: {how}")

@@ -43,9 +43,12 @@ from mmssl.training import distributed
 from mmssl.training.checkpoints import write_atomically
 from mmssl.training.encoders import Encoders
 from mmssl.training.features import FeatureStream, pooled
-from mmssl.training.kept_features import OverViews, blocks, labelled
+from mmssl.training.kept_features import OverViews, blocks, labelled, load
 from mmssl.training.loop import Pretraining
 from mmssl.training.progress import Progress
+
+# Clips in a forward pass at most: one process may measure what many trained on together.
+_LARGEST = 64
 
 #: Of which recipe an evaluation's folder is; another one's is no beginning to go on from.
 _STARTED = "started.json"
@@ -75,16 +78,34 @@ def evaluate(recipe: Recipe, name: str, folder: RunFolder, progress: Progress) -
         raise recipe.error(("evaluations", name), str(error)) from error
     if distributed.is_main():
         write_evaluation(out, result)
-        for kept in out.glob("features-*"):
-            shutil.rmtree(kept, ignore_errors=True)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a finished evaluation needed to go on after a kill."""
+    for kept in folder.glob("features-*"):
+        shutil.rmtree(kept, ignore_errors=True)
+    for state in folder.glob("training-*/checkpoints/step-*.pt"):
+        state.unlink(missing_ok=True)
 
 
 def _begin(folder: Path, fingerprint: str) -> None:
     """Keep what an interrupted start of the same evaluation left, and nothing else."""
     started = folder / _STARTED
     if not started.is_file() or json.loads(started.read_text()) != fingerprint:
-        shutil.rmtree(folder, ignore_errors=True)
+        _empty(folder)
         write_atomically(started, lambda path: path.write_text(json.dumps(fingerprint)))
+
+
+def _empty(folder: Path) -> None:
+    """Take a folder away whole, whatever can be deleted of it."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    try:
+        if folder.exists():
+            folder.rename(old)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be emptied ({error.strerror}): delete it") from error
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_evaluation(folder: Path, result: Evaluation) -> None:
@@ -171,8 +192,10 @@ class Context:
         crops: int = 1,
         over_views: OverViews = "mean",
         unlabelled: bool = False,
+        training: Training | None = None,
     ) -> dict[str, LabelledFeatures]:
         """Features by modality of a dataset's clips."""
+        training = training or self.recipe.training
         distributed.main_first(partial(dataset.materialise, self.progress))
         components = self.components if modalities is None else dict(modalities)
         own = isinstance(weights, Encoders)
@@ -184,16 +207,19 @@ class Context:
             encoders=encoders,
             modalities=components,
             device=self.device,
-            precision=self.recipe.training.precision,
-            batch_size=self._batch_size(),
+            precision=training.precision,
+            batch_size=_batch_size(training),
             settings=assembly.loader_settings(self.recipe, self.device),
             seed=self.recipe.seed,
             unreadable=ledger,
-            channels_last=self.recipe.training.channels_last,
+            channels_last=training.channels_last,
         )
         self._asked += 1
+        folder = self.folder / f"features-{self._asked:02d}"
+        # Rows of other data are no beginning to go on from.
+        distributed.on_main(lambda: _begin(folder, dataset.digest()))
         files = blocks(
-            self.folder / f"features-{self._asked:02d}",
+            folder,
             dataset,
             stream,
             views=Views(clips, crops),
@@ -202,9 +228,9 @@ class Context:
             progress=self.progress,
             title=f"{self.title}: features of {'trained' if own else weights} encoders",
         )
-        for found in distributed.share_objects(ledger.pending):
-            for split, unreadable in found:
-                ledger.learn(split, unreadable)
+        for file in files:
+            for failure in load(file).unreadable:
+                ledger.learn("train", failure)
         ledger.pending = []
         return labelled(files, unlabelled=unlabelled)
 
@@ -254,11 +280,6 @@ class Context:
         objective.eval()
         return encoders.requires_grad_(False).eval()
 
-    def _batch_size(self) -> int:
-        """Clips in a forward pass: as many as a rank trains on at a time."""
-        training = self.recipe.training
-        return max(1, training.batch_size // training.accumulate // distributed.size())
-
     def _ledger(self, dataset: Dataset) -> Skipped:
         """``skipped-N.jsonl`` of the N-th dataset: rows of two must not be counted together."""
         for known, ledger in self._ledgers:
@@ -270,6 +291,11 @@ class Context:
         ledger = Skipped(path, sizes, self.recipe.data.max_bad, writes=writes)
         self._ledgers.append((dataset, ledger))
         return ledger
+
+
+def _batch_size(training: Training) -> int:
+    """Clips in a forward pass: as many as a rank trains on at a time, within what one can hold."""
+    return max(1, min(_LARGEST, training.batch_size // training.accumulate // distributed.size()))
 
 
 def read_results(folder: RunFolder) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmssl.contracts import Backbone, Features, Launcher, Modality, Objective, Table
+from mmssl.contracts import Backbone, Evaluator, Features, Launcher, Modality, Objective, Table
 from mmssl.errors import UserError
 from mmssl.pipeline import assembly
 from mmssl.recipe import Recipe
@@ -44,8 +44,14 @@ def make_plan(recipe: Recipe) -> Plan:
     _check_features(recipe, encoders, modalities)
     train, validation = assembly.build_datasets(recipe)
     objective = assembly.build_objective(recipe, encoders, train)
-    for spec in (*recipe.evaluations.values(), *recipe.trackers):
+    for spec in recipe.trackers:
         spec.build()
+    for name, spec in recipe.evaluations.items():
+        evaluator: Evaluator = spec.build()
+        try:
+            evaluator.check(list(modalities))
+        except UserError as error:
+            raise recipe.error(("evaluations", name), str(error)) from error
     _check_batch(recipe, launcher)
     _check_groups(recipe, encoders, objective)
     heads = _count(objective)

@@ -153,9 +153,22 @@ class RunFolder:
         self._refuse_another_recipe()
         _clear(self.path, ".recipe.yaml.*.tmp")
         _clear(self.path / "stages", ".recipe.json.*.tmp")
-        text = self.recipe.dump()
+        text = self.recipe.dump(self._added())
         write_atomically(self.path / "recipe.yaml", lambda path: path.write_text(text))
         _write_json(self.path / "stages" / "recipe.json", pretraining_recipe(self.recipe.plain()))
+
+    def _added(self) -> dict[str, Any]:
+        """Evaluations that `mmssl evaluate` added to the run, and that the recipe does not name."""
+        try:
+            before = self.records.recipe.get("evaluations") or {}
+        except UserError:  # there is none yet
+            return {}
+        return {
+            name: plain
+            for name, plain in before.items()
+            if name not in self.recipe.evaluations
+            and (self.records.finished(name) or self.records.job(name))
+        }
 
     def begin(self, stage: str, command: list[str]) -> None:
         """Note that this process begins a stage, and clear away what a killed one left half.

@@ -8,7 +8,7 @@ import torch
 from mmssl.data.cores import cores
 from mmssl.errors import UserError
 from mmssl.pipeline import assembly
-from mmssl.pipeline.evaluation import evaluate
+from mmssl.pipeline.evaluation import evaluate, tidy
 from mmssl.pipeline.run_folder import RunFolder
 from mmssl.recipe import Recipe
 from mmssl.training import distributed
@@ -40,6 +40,8 @@ def run_stage(recipe: Recipe, stage: str, progress: Progress) -> None:
         evaluate(recipe, stage, folder, progress)
     if distributed.is_main():
         folder.finish(stage)
+        if stage != "pretrain":
+            tidy(folder.evaluation(stage))
 
 
 def pretrain(recipe: Recipe, folder: RunFolder, progress: Progress) -> None:

@@ -52,9 +52,12 @@ def runs_of(source: str, overrides: Sequence[str], sweeps: Sequence[str]) -> lis
     keys = [key for key, _ in from_line]
     if len(set(keys)) < len(keys):
         raise UserError("command line: --sweep: a field is swept twice: list its values in one")
-    axes = _axes(sweep_of(source, overrides, os.environ)) | dict(from_line)
+    own = sweep_of(source, overrides, os.environ)
+    axes = _axes(own) | dict(from_line)
     if not axes:
         return [load(source, overrides)]
+    for override in overrides:
+        _refuse_swept(override.partition("=")[0].strip(), axes)
     combinations = list(itertools.product(*axes.values()))
     base = _load(source, overrides, combinations[0]).name
     recipes = []
@@ -63,8 +66,42 @@ def runs_of(source: str, overrides: Sequence[str], sweeps: Sequence[str]) -> lis
         recipes.append(_load(source, [*overrides, f"name={json.dumps(name)}"], chosen))
     names = [recipe.name for recipe in recipes]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"command line: --sweep: two runs would be called {sorted(twice)[0]!r}")
+        message = f"two runs would be called {sorted(twice)[0]!r}"
+        raise (
+            UserError(f"command line: --sweep: {message}") if sweeps else _mistake(own, (), message)
+        )
     return recipes
+
+
+def _refuse_swept(key: str, axes: Mapping[str, list[_Choice]]) -> None:
+    """Refuse a field of the command line that would make runs something else than their names say.
+
+    Other fields that a variant sets, such as its epochs, hold for all runs then.
+    """
+    for axis, choices in axes.items():
+        swept = [axis] if choices[0].variant is None or axis in _fields(choices[0].variant) else []
+        for choice in choices:
+            fields = _fields(choice.variant)
+            swept += [f for f in fields if "." not in f or f.endswith(".use")]
+            swept += [f for f in fields if f.startswith(f"{key}.")]
+        if any(key == f or f"{key}.".startswith(f"{f}.") or f.startswith(f"{key}.") for f in swept):
+            raise UserError(
+                f"command line: {key} is what {axis!r} sweeps: choose values with "
+                f"--sweep {axis}=..., or take the sweep away with sweep.{axis}=null"
+            )
+
+
+def _fields(variant: Node | None, path: str = "") -> list[str]:
+    """The dotted paths of all that a variant sets."""
+    if variant is None:
+        return []
+    if not isinstance(variant.value, dict):
+        return [path]
+    return [
+        field
+        for key, node in variant.value.items()
+        for field in _fields(node, f"{path}.{key}" if path else key)
+    ]
 
 
 def _load(source: str, overrides: Sequence[str], chosen: Sequence[_Choice]) -> Recipe:
@@ -83,6 +120,8 @@ def _axes(sweep: Node | None) -> dict[str, list[_Choice]]:
         raise _mistake(sweep, (), "expected a mapping of fields or words to what they may be")
     axes = {}
     for key, node in sweep.value.items():
+        if node.value is None:
+            continue  # taken away on the command line
         if isinstance(node.value, list) and node.value:
             _refuse_common(key.split("."), node, (key,))
             short = key.rpartition(".")[2]
@@ -114,7 +153,8 @@ def _refuse_common(keys: Sequence[str], node: Node, path: tuple[str, ...]) -> No
         raise _mistake(node, path, f"{keys[0]} is the same in all runs")
 
 
-def _mistake(node: Node, path: tuple[str, ...], message: str) -> UserError:
+def _mistake(node: Node | None, path: tuple[str, ...], message: str) -> UserError:
+    assert node is not None
     return UserError(located(node.place, ("sweep", *path), message))
 
 

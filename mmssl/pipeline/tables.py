@@ -97,6 +97,24 @@ class Collected:
     table: PaperTable
     cells: Mapping[str, Mapping[str, Cell]]
 
+    def incomplete(self) -> list[str]:
+        """Figures that are of fewer runs, or of fewer metrics of each, than others of the table."""
+        every = [
+            (name, title, cell)
+            for name, cells in self.cells.items()
+            for title, cell in cells.items()
+            if cell.measured is not None
+        ]
+        found = []
+        for name, title, cell in every:
+            runs = max(c.runs for n, _, c in every if n == name)
+            best_of = max(c.best_of for _, t, c in every if t == title)
+            missing = [f"{cell.runs} of {runs} runs"] * (cell.runs < runs)
+            missing += [f"{cell.best_of} of {best_of} evaluations"] * (cell.best_of < best_of)
+            if missing:
+                found.append(f"{name}, {title}: {', '.join(missing)}")
+        return found
+
     def not_run(self) -> list[tuple[str, str | None]]:
         """Rows of which nothing was measured though something could be, and their recipes."""
         return [
@@ -136,7 +154,7 @@ def load_table(source: str) -> PaperTable:
         for column in columns:
             if column not in table.columns:
                 raise UserError(f"{path}: rows.{name}: there is no column {column!r}")
-        if row.recipe is not None and row.recipe not in known:
+        if row.recipe and row.recipe not in known and not Path(row.recipe).is_file():
             raise UserError(f"{path}: rows.{name}.recipe: there is no recipe {row.recipe!r}")
     return table
 
@@ -192,7 +210,7 @@ def shown(collected: Collected) -> tuple[list[str], list[list[str]]]:
     ]
     titles = [""]
     for title in table.columns:
-        titles += [f"{title} paper"] * (title in from_paper) + [f"{title} measured"]
+        titles += [f"{title} paper", f"{title} measured"] if title in from_paper else [title]
     rows = []
     for name, cells in collected.cells.items():
         row = [name]

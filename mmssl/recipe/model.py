@@ -1,6 +1,7 @@
 """What a recipe may say. The documentation and the JSON schema are generated from these fields."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, StringConstraints
@@ -260,13 +261,18 @@ class Recipe(Typed):
         """
         return self.model_dump(mode="json")
 
-    def dump(self) -> str:
+    def dump(self, added: Mapping[str, Any] = MappingProxyType({})) -> str:
         """The resolved recipe as YAML: loading it gives an equal recipe.
 
         No `extends` and no variable is left in it, the defaults are filled in, and components'
         files are found from any working directory.
+
+        Args:
+            added: further evaluations, by name, as plain data.
         """
-        return dump(_escaped(self.plain()))
+        plain = self.plain()
+        plain["evaluations"] |= added
+        return dump(_escaped(plain))
 
     def where(self, *path: str | int) -> str:
         """Where a value was written, for messages: ``recipes/my.yaml:14: training.lr``.

@@ -124,18 +124,26 @@ class FeatureStream:
                 for failure in item.unreadable:
                     self.unreadable(split, failure)
                 batch = item.batch.to(self.device)
-                with torch.no_grad(), autocast(self.device, self.precision):
-                    clips = prepare(batch.clips, self.modalities, None, self.channels_last)
-                    found = read(self.encoders(clips, batch.present))
+                with torch.no_grad():
+                    with autocast(self.device, self.precision):
+                        clips = prepare(batch.clips, self.modalities, None, self.channels_last)
+                        features = self.encoders(clips, batch.present)
+                    # Heads compute in full precision, in which scores do not tie.
+                    found = read({name: _in_full(f) for name, f in features.items()})
                 yield Streamed(
                     index=batch.index.numpy(),
                     pooled={name: values.float() for name, values in found.items()},
                     present={name: _present(name, batch.present) for name in found},
-                    labels=batch.labels.cpu().numpy(),
+                    labels=item.batch.labels.numpy(),  # read from the host: nothing waits
                 )
         finally:
             loaded.close()
             self.encoders.train(training)
+
+
+def _in_full(features: Features) -> Features:
+    tokens = None if features.tokens is None else features.tokens.float()
+    return Features(features.pooled.float(), tokens)
 
 
 def _present(name: str, present: Mapping[str, Tensor]) -> np.ndarray:

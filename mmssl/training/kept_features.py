@@ -3,7 +3,8 @@
 ::
 
     features-01/
-      000000.npz     rows 0 to 255 of the dataset: index, labels, and by name present and values
+      000000.npz     rows 0 to 255 of the dataset: index, labels, what could not be read, and by
+                     name values and presence
       000001.npz     rows 256 to 511
       ...
 
@@ -11,15 +12,16 @@ Blocks do not depend on the number of ranks: each takes some of those that are m
 are read together in the end.
 """
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from mmssl.contracts import Dataset, LabelledFeatures, Read
-from mmssl.data.loading import CENTRAL, Views
+from mmssl.contracts import Dataset, LabelledFeatures, Read, Split
+from mmssl.data.loading import CENTRAL, Unreadable, Views
 from mmssl.training import distributed
 from mmssl.training.checkpoints import write_atomically
 from mmssl.training.features import FeatureStream, Streamed, pooled
@@ -40,12 +42,14 @@ class Block:
         labels: ``[n]`` or ``[n, C]``, as in `mmssl.contracts.Batch`.
         values: by name, ``[n, D]`` float32, zeros where absent.
         present: by name, ``[n]`` bool.
+        unreadable: those of the rows that are.
     """
 
     index: np.ndarray
     labels: np.ndarray
     values: dict[str, np.ndarray]
     present: dict[str, np.ndarray]
+    unreadable: tuple[Unreadable, ...] = ()
 
 
 def blocks(
@@ -85,10 +89,19 @@ def blocks(
     spans = [range(ROWS * n, min(ROWS * (n + 1), len(dataset))) for n in own]
     rows = np.concatenate([np.arange(s.start, s.stop) for s in spans] or [np.empty(0, np.int64)])
     done = ROWS * (len(files) - len(missing)) // distributed.size()
+    failures: dict[int, Unreadable] = {}
+
+    def note(split: Split, failure: Unreadable) -> None:
+        failures.setdefault(failure.row, failure)
+        stream.unreadable(split, failure)
+
+    noting = replace(stream, unreadable=note)
     with progress.task(title, (len(rows) + done) * len(views), done * len(views)) as advance:
-        streamed = stream(dataset, rows, views=views, read=read)
+        streamed = noting(dataset, rows, views=views, read=read)
         for number, parts in _cut(streamed, own, spans, len(views)):
-            _write(files[number], _over(_joined(parts), over_views))
+            block = _over(_joined(parts), over_views)
+            bad = tuple(failures[row] for row in spans[own.index(number)] if row in failures)
+            _write(files[number], replace(block, unreadable=bad))
             advance(len(spans[own.index(number)]) * len(views))
     distributed.share_objects(None)  # all blocks are there when the last rank arrives
     return [distributed.shown(file) for file in files]
@@ -157,6 +170,7 @@ def _over(block: Block, how: OverViews) -> Block:
 
 def _write(file: Path, block: Block) -> None:
     arrays: dict[str, Any] = {"index": block.index, "labels": block.labels}
+    arrays["unreadable"] = np.array([json.dumps(asdict(one)) for one in block.unreadable], np.str_)
     for name, values in block.values.items():
         arrays[f"values/{name}"] = values
         arrays[f"present/{name}"] = block.present[name]
@@ -177,6 +191,7 @@ def load(file: Path) -> Block:
             arrays["labels"],
             {name: arrays[f"values/{name}"] for name in names},
             {name: arrays[f"present/{name}"] for name in names},
+            tuple(Unreadable(**json.loads(text)) for text in arrays["unreadable"].tolist()),
         )
 
 

@@ -190,6 +190,7 @@ class Pretraining:
                     self._save()
                 while not self.state.finished:
                     self._round()
+                self._agree_on_statistics()  # each rank goes on with what rank 0 saves
         except RuntimeError as error:
             # Between steps each rank stops by itself, and this one waited for one that did.
             if distributed.is_lost(error) and self._stop.is_set():

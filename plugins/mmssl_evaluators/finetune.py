@@ -25,7 +25,7 @@ from mmssl.recipe.model import Training
 from mmssl.training import distributed
 from mmssl.training.log import read_log
 from mmssl_evaluators import metrics
-from mmssl_evaluators.labelled import check_classes, chosen, percent, some
+from mmssl_evaluators.labelled import check_classes, check_names, chosen, percent, some
 from mmssl_evaluators.supervised import Supervised
 
 if TYPE_CHECKING:
@@ -122,6 +122,11 @@ class Finetune(Evaluator):
                 "scores, that is trained in one round: take supervised"
             )
 
+    def check(self, modalities: Sequence[str]) -> None:
+        """Refuse modalities that the recipe does not have."""
+        check_names("only", self.only or (), modalities)
+        check_names("modalities", self.modalities, self.only or modalities)
+
     def evaluate(self, context: EvaluationContext) -> Evaluation:
         """Train, and test.
 
@@ -148,6 +153,7 @@ class Finetune(Evaluator):
             clips=self.clips,
             crops=self.crops,
             over_views="max" if self.average == "maximum" else "mean",
+            training=self.training,
         )
         if not any(len(scores.labels) for scores in found.values()):
             raise UserError(f"no labelled test sample with {' or '.join(found)} could be read")

@@ -1,6 +1,6 @@
 """What the nearest neighbours of frozen features know of the classes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -25,6 +25,7 @@ from mmssl_evaluators.labelled import (
     accuracies,
     check_classes,
     check_features,
+    check_names,
     chosen,
     compared,
     percent,
@@ -86,6 +87,10 @@ class KNN(Evaluator):
         self.k = sorted(set(k))
         self.temperature = temperature
         self.retrieved = sorted(set(retrieved))
+
+    def check(self, modalities: Sequence[str]) -> None:
+        """Refuse `only` where the recipe has no such modality."""
+        check_names("only", self.only or (), modalities)
 
     def evaluate(self, context: EvaluationContext) -> Evaluation:
         """Ask the neighbours in every modality.

@@ -1,6 +1,6 @@
 """What evaluators of frozen features share: labelled data in, accuracies out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +66,19 @@ def check_classes(train: Dataset, test: Dataset, what: str) -> float:
     return float(np.bincount(labels["test"]).max() / len(labels["test"]))
 
 
+def check_names(field: str, names: Iterable[str], modalities: Sequence[str]) -> None:
+    """Refuse names that are none of the recipe's modalities.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name in names:
+        if name not in modalities:
+            raise UserError(
+                f"{field}: the recipe has no modality {name!r}, only {some(modalities)}"
+            )
+
+
 def chosen(context: EvaluationContext, only: Sequence[str] | None) -> dict[str, Modality] | None:
     """What is read where some modalities only are wanted, in the recipe's order; None for all.
 
@@ -74,11 +87,7 @@ def chosen(context: EvaluationContext, only: Sequence[str] | None) -> dict[str, 
     """
     if only is None:
         return None
-    for name in only:
-        if name not in context.modalities:
-            raise UserError(
-                f"only: the recipe has no modality {name!r}, only {some(context.modalities)}"
-            )
+    check_names("only", only, context.modalities)
     return {name: found for name, found in context.components.items() if name in only}
 
 

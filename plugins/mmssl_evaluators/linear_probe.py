@@ -1,5 +1,7 @@
 """How much of the classes a linear classifier reads from frozen features."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,11 +17,13 @@ from mmssl.contracts import (
 )
 from mmssl.data.draws import derive_seed
 from mmssl.errors import UserError
+from mmssl.training import distributed
 from mmssl_evaluators.labelled import (
     Figures,
     accuracies,
     check_classes,
     check_features,
+    check_names,
     chosen,
     compared,
     hold_out,
@@ -76,6 +80,10 @@ class LinearProbe(Evaluator):
         self.regularisation = regularisation
         self.held_out = held_out
 
+    def check(self, modalities: Sequence[str]) -> None:
+        """Refuse `only` where the recipe has no such modality."""
+        check_names("only", self.only or (), modalities)
+
     def evaluate(self, context: EvaluationContext) -> Evaluation:
         """Probe every modality.
 
@@ -107,16 +115,24 @@ class LinearProbe(Evaluator):
         for modality in train:
             fitting, testing = train[modality], test[modality]
             check_features(fitting, testing, modality, weights)
-            strength = self._choose(fitting, seed)
-            classifier = _classifier()
-            _fit(classifier, fitting.pooled, fitting.labels, strength)
-            scores = _scores(classifier, testing.pooled, len(self.train.classes))
-            figures = accuracies(scores, testing.labels)
-            figures["regularisation"] = strength
-            figures["train_samples"] = len(fitting.labels)
-            figures["test_samples"] = len(testing.labels)
-            results[modality] = figures
+            results[modality] = distributed.on_main(
+                partial(self._fit_and_test, fitting, testing, seed)
+            )
         return results
+
+    def _fit_and_test(
+        self, fitting: LabelledFeatures, testing: LabelledFeatures, seed: int
+    ) -> Figures:
+        strength = self._choose(fitting, seed)
+        classifier = _classifier()
+        _fit(classifier, fitting.pooled, fitting.labels, strength)
+        scores = _scores(classifier, testing.pooled, len(self.train.classes))
+        return {
+            **accuracies(scores, testing.labels),
+            "regularisation": strength,
+            "train_samples": len(fitting.labels),
+            "test_samples": len(testing.labels),
+        }
 
     def _choose(self, train: LabelledFeatures, seed: int) -> float:
         """The strength that does best on what is held out; of equally good ones the strongest."""

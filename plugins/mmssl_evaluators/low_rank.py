@@ -1,6 +1,6 @@
 """What VATT's low-rank classifier reads from frozen features."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Annotated
@@ -27,6 +27,7 @@ from mmssl_evaluators.labelled import (
     accuracies,
     check_classes,
     check_features,
+    check_names,
     chosen,
     compared,
     of_all_classes,
@@ -107,6 +108,10 @@ class LowRank(Evaluator):
         self.batch_size = batch_size
         self.lr = lr
         self.l2 = l2
+
+    def check(self, modalities: Sequence[str]) -> None:
+        """Refuse `only` where the recipe has no such modality."""
+        check_names("only", self.only or (), modalities)
 
     def evaluate(self, context: EvaluationContext) -> Evaluation:
         """Train and test on every modality.

@@ -23,7 +23,7 @@ from mmssl.contracts import (
 )
 from mmssl.errors import UserError
 from mmssl.training import distributed
-from mmssl_evaluators.labelled import percent, some
+from mmssl_evaluators.labelled import check_names, percent, some
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,6 +86,10 @@ class Retrieval(Evaluator):
         if pair is not None and pair[0] == pair[1]:
             raise UserError(f"pair: needs two modalities, not {pair[0]!r} twice")
 
+    def check(self, modalities: Sequence[str]) -> None:
+        """Refuse a pair that the recipe does not have."""
+        check_names("pair", self.pair or (), modalities)
+
     def evaluate(self, context: EvaluationContext) -> Evaluation:
         """Look for every sample's other half.
 
@@ -93,11 +97,7 @@ class Retrieval(Evaluator):
             UserError: the objective aligns no modalities, or not those of `pair`; the run has not
                 kept it; no sample has both modalities, or embeddings are not finite.
         """
-        for name in self.pair or ():
-            if name not in context.modalities:
-                raise UserError(
-                    f"pair: the recipe has no modality {name!r}, only {some(context.modalities)}"
-                )
+        self.check(context.modalities)
         objective = None
         if self.space != POOLED:
             objective = context.objective()

@@ -1,5 +1,6 @@
 """What linear support vector machines read from frozen features."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from mmssl_evaluators.labelled import (
     accuracies,
     check_classes,
     check_features,
+    check_names,
     chosen,
     compared,
     hold_out,
@@ -92,6 +94,10 @@ class SVM(Evaluator):
         self.normalize: Normalize = normalize
         self.costs = sorted(set(costs))
         self.held_out = held_out
+
+    def check(self, modalities: Sequence[str]) -> None:
+        """Refuse `only` where the recipe has no such modality."""
+        check_names("only", self.only or (), modalities)
 
     def evaluate(self, context: EvaluationContext) -> Evaluation:
         """Fit and test on every modality.
