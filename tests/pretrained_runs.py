@@ -28,6 +28,7 @@ def register_backbones(register):
 @hookimpl
 def register_objectives(register):
     register("meeting", "toy_text:Meeting")
+    register("sorting", "toy_text:Sorting")
 """
 
 TEXTS = ["red ball", "blue ball", "red square", "blue square"]

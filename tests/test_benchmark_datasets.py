@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable, Mapping
@@ -606,6 +607,12 @@ WRONG = [
         '{"database": {"v": {}}}',
         "'v' has no sub",
     ),
+    (
+        "youcook2",
+        "youcookii_annotations_trainval.json",
+        '{"database": []}',
+        "'database' holds no videos",
+    ),
     ("msrvtt", "MSRVTT_JSFUSION_test.csv", "key,video_id\n", "test.csv:1: no column 'sentence'"),
     ("msrvtt", "annotation/MSRVTT_data.json", '{"sentences": [{}]}', "sentence 0 has no video_id"),
 ]
@@ -644,6 +651,75 @@ def test_a_sample_that_is_listed_twice(tmp_path: Path) -> None:
         file.write("2-100-A-0.wav,2,0,dog,True,100,A\n")
     with pytest.raises(UserError, match=r"esc50.csv: sample 13: .* is listed already in sample 5"):
         len(ESC50(path=folder, split="train"))
+
+
+def test_rows_that_a_list_of_the_web_holds_twice(tmp_path: Path) -> None:
+    folder = kinetics(tmp_path / "kinetics")
+    before = ids(Kinetics(path=folder, split="train"))
+    with open(folder / "train.csv", "a") as file:
+        file.write("singing,--aaaaaaaaa,5,15,train,0\nzumba,unknown0000,-1,-1,train,0\n")
+    data = Kinetics(path=folder, split="train")
+    data.materialise(said := Said())
+    assert ids(data) == before
+    assert said.lines[:2] == [
+        f"{folder}/train.csv: 1 rows have no time but -1, and are left out",
+        f"{folder}/train.csv: 1 of 5 rows are listed a second time, and are left out",
+    ]
+    # With another class the same clip is a contradiction.
+    with open(folder / "train.csv", "a") as file:
+        file.write("zumba,--aaaaaaaaa,5,15,train,0\n")
+    with pytest.raises(UserError, match="is listed already in sample 1"):
+        len(Kinetics(path=folder, split="train"))
+    folder = audioset(tmp_path / "audioset")
+    before = ids(AudioSet(path=folder, split="eval"))
+    with open(folder / "eval_segments.csv", "a") as file:
+        file.write('-0DLPzsiXXE, 20.000, 30.000, "/m/04rlf"\n')
+    data = AudioSet(path=folder, split="eval")
+    data.materialise(said := Said())
+    assert ids(data) == before
+    assert "1 of 2 rows are listed a second time" in said.lines[0]
+
+
+def test_folders_that_are_links(tmp_path: Path) -> None:
+    real = imagenet(tmp_path / "real")
+    folder = tmp_path / "part"
+    (folder / "train").mkdir(parents=True)
+    for wnid in WNIDS[:2]:
+        (folder / "train" / wnid).symlink_to(real / "train" / wnid)
+    data = ImageNet(path=folder, split="train")
+    assert classes_of(data) == [wnid for wnid in WNIDS[:2] for _ in (1, 2)]
+    assert ids(data) == ids(ImageNet(path=real, split="train"))[:4]
+    # Links in circles, to what is found anyway, and to where the folder itself is.
+    (folder / "train/again").symlink_to(folder / "train" / WNIDS[0])
+    (folder / "train/up").symlink_to(tmp_path)
+    (real / "train" / WNIDS[0] / "circle").symlink_to(real / "train" / WNIDS[0])
+    (real / "train" / WNIDS[1] / "other").symlink_to(real / "train" / WNIDS[0])
+    assert ids(ImageNet(path=folder, split="train")) == ids(data)
+    (folder / "train" / WNIDS[2]).mkdir()
+    with pytest.raises(
+        UserError, match=rf"1 folders of classes hold no picture, such as {WNIDS[2]}"
+    ):
+        len(ImageNet(path=folder, split="train"))
+
+
+def test_a_folder_that_cannot_be_listed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = kinetics(tmp_path)
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if str(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    (folder / "val/lost+found").mkdir()
+    monkeypatch.setattr(os, "scandir", refusing)
+    data = Kinetics(path=folder, split="val")
+    data.materialise(said := Said())
+    assert said.lines == [
+        f"{folder}/val/lost+found cannot be listed (Permission denied): what is in it is left out"
+    ]
 
 
 # Each of them ----------------------------------------------------------------------------------
@@ -818,14 +894,39 @@ def test_howto100m(tmp_path: Path, cache: Path) -> None:
     assert json.loads(other.fields["texts"]) == ["other video"]
     assert json.loads(first.fields["texts"]) == ["first", 'cut "it", then serve']
     # The list is written once: it is mapped, not held.
-    (listed,) = (cache / "lists").iterdir()
+    (listed,) = (cache / "lists").glob("*.csv")
     assert data._text == listed
     before = listed.stat().st_mtime_ns
-    assert ids(HowTo100M(path=folder)) == ids(data)
+    again = HowTo100M(path=folder)
+    assert ids(again) == ids(data)
     assert listed.stat().st_mtime_ns == before
+    # What is left out is said whenever it is used.
+    again.materialise(repeated := Said())
+    assert repeated.lines == said.lines
+    assert repeated.read == 0
+
+
+def test_the_lists_of_earlier_captions_are_removed(tmp_path: Path, cache: Path) -> None:
+    folder, other = howto(tmp_path / "one"), howto(tmp_path / "other")
+    assert len(HowTo100M(path=other)) == len(HowTo100M(path=folder)) == 4
+    lists = cache / "lists"
+    (killed, at_work) = (lists / f".howto100m-0-0.csv.{n}.tmp" for n in (1, 2))
+    killed.touch()
+    at_work.touch()
+    os.utime(killed, (0, 0))
+    before = set(lists.glob("howto100m-*"))
+    assert len(before) == 4
     # Another video makes another list.
     touch(folder, "videos/deleted0000.mp4")
-    assert len(HowTo100M(path=folder)) == 5
+    data = HowTo100M(path=folder)
+    assert len(data) == 5
+    after = set(lists.glob("howto100m-*"))
+    assert len(after) == 4
+    assert {path.suffix for path in after - before} == {".csv", ".json"}
+    assert len(after & before) == 2  # those of the other folder
+    assert (killed.exists(), at_work.exists()) == (False, True)
+    data.materialise(said := Said())
+    assert ["captions have no text or no time" in line for line in said.lines] == [True]
 
 
 def test_captions_that_are_no_text(tmp_path: Path) -> None:

@@ -343,6 +343,7 @@ def test_what_a_run_leaves(finished: tuple[Path, str]) -> None:
         "log.jsonl",
         "tensorboard/events",
         "checkpoints/encoders.safetensors",
+        "checkpoints/objective.safetensors",
         "checkpoints/step-00000008.pt",
         "checkpoints/step-00000016.pt",
         *(
@@ -351,6 +352,7 @@ def test_what_a_run_leaves(finished: tuple[Path, str]) -> None:
             for name in ("health.json", *labellings)
         ),
         *(f"evaluations/clusters/{f}" for f in ("metrics.json", "tables.json", "clusters.png")),
+        *(f"evaluations/{name}/started.json" for name in ("clusters", "probe")),
         "evaluations/clusters/clusters_rounds.png",
         *(f"evaluations/probe/{f}" for f in ("metrics.json", "tables.json", "linear_probe.png")),
         *(f"stages/{f}.json" for f in ("recipe", "pretrain", "evaluate-clusters")),

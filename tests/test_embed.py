@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from mmssl.pretrained.embed import Embedded, embed
 from mmssl.pretrained.export import export
 from mmssl.pretrained.features_file import FeaturesFile
 from mmssl.pretrained.search import search
+from mmssl.training import checkpoints, kept_features
 from mmssl.training.progress import Silent
 
 
@@ -270,7 +272,7 @@ def test_features_that_are_written_in_pieces(tmp_path: Path) -> None:
     ]
     width = max(piece["ids"].dtype.itemsize // 4 for piece in pieces)
     columns = [features_file.Column("ids", f"<U{width}"), features_file.Column("x", "<f4", (3,))]
-    about = {"format": 1, "classes": [], "rows": sum(sizes)}
+    about = {"format": 1, "classes": [], "modalities": [], "rows": sum(sizes)}
     for name in ("f.npz", "f.parquet"):
         features_file.write_features(
             tmp_path / name,
@@ -295,6 +297,56 @@ def test_what_is_no_file_of_features(content: bytes, name: str, tmp_path: Path) 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=r"f\.(npz|parquet): is no file of features"):
         FeaturesFile(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ([], "is no file of features"),
+        ({}, "format None, this version reads 1"),
+        ({"format": 2}, "format 2, this version reads 1"),
+        ({"format": 1, "modalities": [], "classes": []}, "is no file of features .* no rows"),
+        ({"format": 1, "rows": "4", "modalities": []}, "is no file of features .* no rows"),
+        ({"format": 1, "rows": 4, "classes": []}, "is no file of features .* no modalities"),
+    ],
+)
+def test_what_is_described_otherwise(about: Any, message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", about=json.dumps(about))
+    with pytest.raises(UserError, match=message):
+        FeaturesFile(tmp_path / "f.npz")
+
+
+def test_a_single_array_is_no_file_of_features(tmp_path: Path) -> None:
+    with open(tmp_path / "f.npz", "wb") as out:
+        np.save(out, np.zeros((3, 2), np.float32))
+    with pytest.raises(UserError, match=r"f\.npz: is no file of features"):
+        FeaturesFile(tmp_path / "f.npz")
+
+
+def test_a_disk_that_refuses(
+    run: Path, listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **more: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    output, words = tmp_path / "f.npz", [str(listed)]
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda *args: False)
+        with pytest.raises(UserError, match="is not yours to write to"):
+            made(run, words, output)
+    (tmp_path / ".f.npz.partial").write_text("")
+    with pytest.raises(UserError, match=r"\.f\.npz\.partial: File exists") as refused:
+        made(run, words, output)
+    assert "\n" not in str(refused.value)
+    (tmp_path / ".f.npz.partial").unlink()
+    for where, name in ((kept_features, "write_atomically"), (module, "write_features")):
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, full)
+            with pytest.raises(UserError, match=r"f\.npz: No space left .* same command goes on$"):
+                made(run, words, output)
+        assert not output.exists()
+    assert made(run, words, output).rows == 10
+    assert not list(tmp_path.glob(".*"))
 
 
 def long_list(videos: list[Path], path: Path, rows: int) -> Path:
@@ -373,6 +425,35 @@ def test_two_processes_do_not_write_one_file(run: Path, listed: Path, tmp_path: 
     assert made(run, [str(listed)], tmp_path / "f.npz").rows == 10
 
 
+def test_killed_just_after_the_output_was_there(
+    run: Path, listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, partial = tmp_path / "f.npz", tmp_path / ".f.npz.partial"
+
+    def killed(path: Path, write: Any) -> None:
+        checkpoints.write_atomically(path, write)
+        if path == output:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made(run, [str(listed)], output)
+    assert output.is_file()
+    (line,) = (tmp_path / "f.npz.skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "torn"
+    # What it left is cleared away, unless another process is still at it.
+    words = [sys.executable, "-c", HOLD, str(partial / ".lock")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert not made(run, [str(listed)], output).new
+        other.kill()
+    assert partial.is_dir()
+    assert not made(run, [str(listed)], output).new
+    assert not partial.exists()
+
+
 def test_embeddings_stand_beside_features(tmp_path: Path) -> None:
     with installed(tmp_path / "site"):
         run = seen_and_read(tmp_path)
@@ -431,5 +512,14 @@ def test_the_command_line(
     assert (code, out) == (2, "")
     assert err.startswith("mmssl: there is no run 'nothing'")
     assert err.count("\n") == 1
+    for variable, value in (("WORLD_SIZE", "2"), ("MASTER_ADDR", "nowhere"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(variable, value)
+    for rank, said in (("0", ""), ("1", "rank 1: ")):
+        monkeypatch.setenv("RANK", rank)
+        code, out, err = called("nothing", str(listed), "-o", output)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"mmssl: {said}there is no run 'nothing'")
+        assert err.count("\n") == 1
+    monkeypatch.delenv("WORLD_SIZE")
     code, _, err = called(str(run), str(listed), "-o", output, "--device", "tpu?")
     assert (code, err) == (2, "mmssl: --device tpu?: write auto, cpu, cuda or cuda:N\n")

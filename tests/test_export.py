@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from pretrained_runs import installed, seen_and_heard, seen_and_read
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import mmssl
 from mmssl import BadMedia, UserError
@@ -22,7 +24,7 @@ from mmssl.data.loading import CENTRAL, ClipReader, LoaderSettings, Views
 from mmssl.pipeline import assembly
 from mmssl.pipeline.jobs import load_run
 from mmssl.pretrained import export as module
-from mmssl.pretrained.checkpoint import digest_of
+from mmssl.pretrained.checkpoint import Pretrained, digest_of, open_pretrained
 from mmssl.pretrained.export import export
 from mmssl.training.features import FeatureStream
 from mmssl_backbones.audio_resnet import ResNet18Audio
@@ -279,6 +281,9 @@ def test_what_cannot_be_exported(run: Path, exported: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match="'xdc' has no embeddings in which modalities"):
         export(run, tmp_path / "out", objective=True)
     copy = Path(shutil.copytree(run, tmp_path / "small"))
+    (copy / "checkpoints" / "objective.safetensors").unlink()
+    with pytest.raises(UserError, match=r"kept no objective: .*objective\.safetensors is missing"):
+        export(copy, tmp_path / "out", objective=True)
     (copy / "stages" / "pretrain.json").unlink()
     for act in (export, mmssl.load_encoder):
         with pytest.raises(UserError, match="pretraining has not finished") as refused:
@@ -298,6 +303,29 @@ def test_a_folder_appears_whole_or_not_at_all(
     with pytest.raises(UserError, match=r"out cannot be written: No space left"):
         export(run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_left_by_a_kill_is_cleared_away(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    left = tmp_path / f".out.{ended.pid}.tmp"
+    others = [tmp_path / name for name in (f".out.{os.getppid()}.tmp", ".out.x.tmp", ".o.1.tmp")]
+    for folder in (left, *others):
+        folder.mkdir()
+        (folder / "video.safetensors").write_bytes(b"?")
+    flushed = set()
+    fsync = os.fsync
+
+    def noted(file: int) -> None:
+        flushed.add((os.readlink(f"/proc/self/fd/{file}"), (tmp_path / "out").exists()))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    export(run, tmp_path / "out")
+    assert set(tmp_path.iterdir()) == {tmp_path / "out", *others}
+    assert (str(tmp_path), True) in flushed  # after the folder got its name
 
 
 def test_weights_that_training_began_from_are_not_needed(tmp_path: Path) -> None:
@@ -340,6 +368,37 @@ def test_a_strangers_components_and_their_files(spoken: Path, tmp_path: Path) ->
     (moved / "files" / "0-vocabulary.txt").write_text("ball\n")
     with pytest.raises(UserError, match=r"0-vocabulary\.txt: is not what was exported"):
         mmssl.load_encoder(moved)
+
+
+def test_classes_are_asked_of_the_data_only_where_weights_need_them(
+    spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrained = open_pretrained(spoken)
+    encoders = pretrained.build_encoders()
+    heads = load_file(spoken / "checkpoints" / "objective.safetensors")
+    save_file({**heads, "scores": torch.arange(2.0)}, tmp_path / "heads.safetensors")
+    sized = replace(
+        pretrained,
+        blocks={**pretrained.blocks, "objective": "sorting"},
+        objective_weights=tmp_path / "heads.safetensors",
+    )
+    with pytest.raises(UserError, match=r"heads\.safetensors: .* other shapes: scores"):
+        sized.build_objective(encoders)
+    header, *rows = (tmp_path / "texts.csv").read_text().splitlines()
+    named = [f"{row},{'ba'[i % 2]}" for i, row in enumerate(rows)]
+    (tmp_path / "texts.csv").write_text("\n".join([f"{header},label", *named, ""]))
+    objective = sized.build_objective(encoders)
+    assert objective is not None
+    assert tuple(objective.class_names) == ("a", "b")
+    assert torch.equal(objective.state_dict()["scores"], torch.arange(2.0))
+
+    def read(self: Any) -> None:
+        pytest.fail("the data are read")
+
+    monkeypatch.setattr(Pretrained, "_labels_of_data", read)
+    objective = pretrained.build_objective(encoders)
+    assert objective is not None
+    assert torch.equal(objective.state_dict()["heads.text.bias"], heads["heads.text.bias"])
 
 
 def test_a_network_of_several_modalities(tmp_path: Path) -> None:

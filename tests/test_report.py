@@ -1,11 +1,15 @@
 """The report, from its parts to the page in a real browser."""
 
 import base64
+import errno
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -589,6 +593,39 @@ def test_a_run_whose_data_are_gone(run: Path) -> None:
     assert "gone.csv" in text
     assert "video cluster #" in text.replace("  ", " ")
     assert "Near the middle" not in text.replace("“Near the middle”", "")
+    # Filters need the encoders alone.
+    assert "of the video backbone, on the left before training, on the right after it." in text
+    assert "cannot be put together" not in text
+
+
+def test_a_run_whose_validation_data_are_gone(run: Path) -> None:
+    recipe = run / "recipe.yaml"
+    text = recipe.read_text()
+    assert "  validation: null\n" in text
+    gone = "  validation: {use: manifest, path: /nowhere/gone.csv}\n"
+    recipe.write_text(
+        text.replace("  validation: null\n", gone).replace("early_stop: null", "early_stop: 3")
+    )
+    text = Text(written(run)).text
+    assert "gone.csv" not in text.partition("recipe.yaml,")[0]
+    assert "Near the middle" in text.replace("“Near the middle”", "")
+    assert "PCA of 2" in text
+
+
+def test_a_run_whose_weights_to_begin_from_cannot_be_read(run: Path) -> None:
+    recipe, weights = run / "recipe.yaml", run.parent / "begin.pt"
+    recipe.write_text(recipe.read_text().replace("weights: null", f"weights: {weights}"))
+    for content in (b"damaged", None):
+        if content is None:
+            weights.unlink()
+        else:
+            weights.write_bytes(content)
+        text = Text(written(run)).text
+        assert "Those before training cannot be shown" in text
+        assert "begin.pt" in text
+        assert "of the video backbone, trained." in text
+        assert "PCA of 2" in text
+        assert "Near the middle" in text.replace("“Near the middle”", "")
 
 
 def test_files_that_cannot_be_read_any_more(run: Path) -> None:
@@ -650,6 +687,64 @@ def test_damaged_records_are_no_reason_to_show_nothing(run: Path) -> None:
     assert "Learning rate" in text
 
 
+@pytest.mark.parametrize(
+    "damaged", ["evaluations/clusters/metrics.json", "stages/evaluate-clusters.json"]
+)
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "[1]"])
+@pytest.mark.parametrize("own", [True, False])
+def test_damaged_records_are_said_beside_the_papers_figures(
+    run: Path, monkeypatch: pytest.MonkeyPatch, damaged: str, content: str, own: bool
+) -> None:
+    other = run.with_name("other")
+    for part in ("stages", "evaluations"):
+        shutil.copytree(run / part, other / part)
+    shutil.copy(run / "recipe.yaml", other)
+    table = run.with_name("mine.yaml")
+    table.write_text(
+        "title: Purity\ncolumns: {video: {metric: clusters/video/purity}}\n"
+        f"rows:\n  ours: {{run: {run.name}}}\n  theirs: {{run: other}}\n"
+    )
+    monkeypatch.setattr("mmssl.report.collect.shipped_tables", lambda: [("mine", table)])
+    monkeypatch.setattr("mmssl.pipeline.tables.shipped_tables", lambda: [("mine", table)])
+    ((run if own else other) / damaged).write_text(content)
+    contents = collect(Records(run))
+    said = " ".join(contents.missing.get("evaluations", ()))
+    assert bool(contents.papers) != ("Purity: a record of this run or of one" in said)
+    assert not (content == "{" and contents.papers)
+    assert "Learning rate" in Text(render(contents)).text
+
+
+def test_a_folder_that_cannot_be_written_is_said_first(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "report").write_text("a file")
+    with monkeypatch.context() as patch:
+        patch.setattr("mmssl.report.write.look", None)  # which would be the work
+        with pytest.raises(UserError, match=r"index\.html cannot be written: File exists"):
+            write_report(Records(run), SMALL, Silent())
+    (run / "report").unlink()
+
+    def full(path: Path, write: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mmssl.report.write.write_atomically", full)
+    monkeypatch.setattr("mmssl.report.write.look", lambda *_: None)
+    with pytest.raises(UserError, match=r"index\.html cannot be written: No space left"):
+        write_report(Records(run), SMALL, Silent())
+
+
+def test_another_process_may_write_a_report_too(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmssl.report.write.look", lambda *_: None)
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                           capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
+    (run / "report").mkdir()
+    for process in (ended, str(os.getppid())):
+        (run / "report" / f".index.html.{process}.tmp").touch()
+    write_report(Records(run), SMALL, Silent())
+    names = {path.name for path in (run / "report").iterdir()}
+    assert names == {"index.html", f".index.html.{os.getppid()}.tmp"}
+
+
 def test_mistakes_are_one_line(home: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = mmssl("report", "nothing", cwd=home)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
@@ -707,8 +802,9 @@ def test_hostile_text_in_every_place_stays_text(browser: Any, tmp_path: Path) ->
     )  # fmt: skip
     path = tmp_path / "page.html"
     path.write_text(render(contents), encoding="utf-8")
-    tags = {tag for tag, _ in Text(render(contents)).tags}
-    assert "x" not in tags
+    images = [a.get("src") or "" for tag, a in Text(render(contents)).tags if tag == "img"]
+    assert images
+    assert all(source.startswith("data:") for source in images)
     with opened(browser, path) as seen:
         seen.page.locator(".map .legend button").click()
         assert (seen.dialogs, seen.asked, seen.violations()) == ([], [], [])
@@ -725,6 +821,33 @@ def test_a_column_of_the_paper_stands_beside_ours() -> None:
     html = render(_contents(evaluations=[result]))
     assert re.search(r'<th scope="col" class="num paper"><bdi>paper</bdi>', html)
     assert re.search(r'<td class="num paper" data-raw="0.868"><bdi>0.8680</bdi>', html)
+
+
+def test_what_is_looked_for_is_found_whatever_its_case(browser: Any, tmp_path: Path) -> None:
+    member = Member("Straße İstanbul.mp4", "Groß")
+    cluster = Cluster(0, 2, 0.5, [], [member], [], True)
+    path = tmp_path / "page.html"
+    html = render(_contents(labelings=[Labeling("video", 1, 2, 2, [cluster], 1)]))
+    path.write_text(html, encoding="utf-8")
+    with opened(browser, path) as seen:
+        for text in ("straße", "STRAßE", "GROß", "İSTANBUL"):
+            seen.page.locator("#cluster-filter").fill(text)
+            assert len(_shown_clusters(seen)) == 1, text
+
+
+def test_columns_of_a_long_table_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+
+    class Pattern:
+        def fullmatch(self, text: str) -> bool:
+            looked.append(text)
+            return text.isdecimal()
+
+    monkeypatch.setattr("mmssl.report.page._NUMERIC", Pattern())
+    table = Table("Long", ["words", "numbers"], [["a", str(i)] for i in range(300)])
+    html = render(_contents(papers=[table]))
+    assert html.count('<td class="num') == 300
+    assert len(looked) < 1000
 
 
 # --- the parts
@@ -844,6 +967,14 @@ def test_charts_put_values_where_they_belong() -> None:
     assert [text for _, text in tiny.y_ticks][:2] == ["1.2e-7", "1.4e-7"]
     flat = draw(Chart("lr", "step", [Series("lr", [3], [0.1])]))
     assert len(flat.lines[0].dots) == 1
+    # What stays the same is told from 0 by the axis.
+    for value in (0.001, -2e6):
+        constant = draw(Chart("lr", "step", [Series("lr", [1, 900], [value, value])]))
+        named = [float(text.replace("M", "e6")) for _, text in constant.y_ticks]
+        assert value in named
+        assert all(abs(tick - value) < 0.1 * abs(value) for tick in named)
+    zero = draw(Chart("lr", "step", [Series("lr", [1, 900], [0.0, 0.0])]))
+    assert "0" in [text for _, text in zero.y_ticks]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.013, 0.017), (-3, 1200), (1e-7, 3e-6)])
@@ -1027,3 +1158,28 @@ def test_the_figure_has_both_networks_side_by_side() -> None:
     for picture, module in zip(drawn, networks, strict=True):
         np.testing.assert_array_equal(np.asarray(picture), _tiles(module))
     assert len(filter_figure(None, after).subfigs) == 1
+
+
+def test_the_papers_figures_stand_beside_the_runs(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = json.loads((run / "evaluations" / "clusters" / "metrics.json").read_text())
+    table = tmp_path / "mine.yaml"
+    table.write_text(
+        "title: Purity\nsource: a paper\n"
+        "columns: {video: {metric: clusters/video/purity}}\n"
+        f"rows:\n  ours: {{paper: {{video: 12.5}}, run: {run.name}}}\n"
+        "  theirs: {paper: {video: 70}, run: another}\n"
+    )
+    other = tmp_path / "other.yaml"
+    other.write_text(table.read_text().replace(f"run: {run.name}", "run: yet-another"))
+    known = [("mine", table), ("other", other)]
+    monkeypatch.setattr("mmssl.report.collect.shipped_tables", lambda: known)
+    monkeypatch.setattr("mmssl.pipeline.tables.shipped_tables", lambda: known)
+    (found,) = collect(Records(run)).papers
+    assert found.title == "Purity (a paper)"
+    assert [list(row) for row in found.rows] == [
+        ["ours", "12.5", f"{100 * metrics['video/purity']:.1f}"],
+        ["theirs", "70.0", "not run"],
+    ]
+    assert "Beside the paper" in render(_contents(papers=[found]))

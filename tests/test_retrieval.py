@@ -147,6 +147,7 @@ class Context:
     spaces: Mapping[str, str] | None = field(default_factory=lambda: {"ab": "ab", "bc": "bc"})
     dims: Mapping[str, int] = field(default_factory=lambda: {"a": 6, "b": 6, "c": 6})
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    progress: Silent = field(default_factory=Silent)
 
     def __post_init__(self) -> None:
         self.parts = {name: Louder(name, noise=2.0) for name in self.dims}

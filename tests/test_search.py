@@ -60,13 +60,19 @@ def many(tmp_path: Path, request: pytest.FixtureRequest) -> FeaturesFile:
     present = rng.random(500) < 0.8
     present[[42, *range(100, 110)]] = True
     x[~present] = 0
-    ids = np.array([f"row {i}" for i in range(500)])
+    return stored(tmp_path / f"many.{request.param}", x, present)
+
+
+def stored(path: Path, x: np.ndarray, present: np.ndarray) -> FeaturesFile:
+    """Features of a modality ``x``, as a file."""
+    n = len(x)
+    ids = np.array([f"row {i}" for i in range(n)])
     piece = {
         "ids": ids,
         "paths": ids,
-        "start": np.arange(500.0),
-        "end": np.where(np.arange(500) % 2, np.arange(500) + 1.0, np.nan),
-        "labels": np.arange(500, dtype=np.int32) % 3 - (np.arange(500) % 3 == 2) * 102,
+        "start": np.arange(float(n)),
+        "end": np.where(np.arange(n) % 2, np.arange(n) + 1.0, np.nan),
+        "labels": np.arange(n, dtype=np.int32) % 3 - (np.arange(n) % 3 == 2) * 102,
         "present/x": present,
         "features/x": x,
     }
@@ -77,12 +83,11 @@ def many(tmp_path: Path, request: pytest.FixtureRequest) -> FeaturesFile:
         Column("end", "<f8"),
         Column("labels", "<i4"),
         Column("present/x", "|b1"),
-        Column("features/x", "<f4", (7,)),
+        Column("features/x", "<f4", (x.shape[1],)),
     ]
-    about = {"format": 1, "rows": 500, "modalities": ["x"], "classes": ["a", "b"]}
-    path = tmp_path / f"many.{request.param}"
-    parquet = request.param == "parquet"
-    write_features(path, about, columns, 500, lambda names: [piece], parquet=parquet)
+    about = {"format": 1, "rows": n, "modalities": ["x"], "classes": ["a", "b"]}
+    parquet = path.suffix == ".parquet"
+    write_features(path, about, columns, n, lambda names: [piece], parquet=parquet)
     return FeaturesFile(path)
 
 
@@ -106,6 +111,58 @@ def test_neighbours_are_those_of_brute_force(
     assert nearest(many, "features/x", values[42], 3)[0][0] == 42
     everything = nearest(many, "features/x", values[42], 1000)
     assert len(everything) == present.sum()
+
+
+@pytest.mark.parametrize("rows", [1 << 14, 5, 1])
+def test_of_equal_rows_the_first_come_first(
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_file, "_ROWS", rows)
+    rng = np.random.default_rng(0)
+    same, best = rng.normal(size=(2, 131)).astype(np.float32)
+    x = np.stack([*[same] * 10, best, *[same] * 10, best])
+    file = stored(tmp_path / "f.npz", x, np.ones(22, bool))
+    for k, expected in ((1, [10]), (3, [10, 21, 0]), (6, [10, 21, 0, 1, 2, 3])):
+        assert [row for row, _ in nearest(file, "features/x", best, k)] == expected
+    assert [row for row, _ in nearest(file, "features/x", same, 3, without=1)] == [0, 2, 3]
+
+
+@pytest.mark.parametrize("rows", [1 << 14, 2])
+def test_what_is_no_number_is_near_nothing(
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_file, "_ROWS", rows)
+    x = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    x[2], x[3], x[7, 1] = np.nan, np.inf, np.nan
+    file = stored(tmp_path / "f.npz", x, np.ones(9, bool))
+    finite = [0, 1, 4, 5, 6, 8]
+    scores = by_hand(x[finite], x[0])
+    found = nearest(file, "features/x", x[0], 20)
+    assert [row for row, _ in found] == [finite[i] for i in np.argsort(-scores)]
+    assert np.allclose([score for _, score in found], np.sort(scores)[::-1], atol=1e-6)
+    with pytest.raises(UserError, match=r"features/x of the query holds NaN or infinity"):
+        search(file, "row 7")
+
+
+@pytest.mark.parametrize("many", ["npz", "parquet"], indirect=True)
+def test_a_row_is_taken_without_those_behind_it(
+    many: FeaturesFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = whole(many, "features/x")
+    monkeypatch.setattr(features_file, "_ROWS", 7)
+    read: list[int] = []
+    pieces = FeaturesFile.pieces
+
+    def counted(self: FeaturesFile, name: str) -> Iterator[np.ndarray]:
+        for piece in pieces(self, name):
+            read.append(len(piece))
+            yield piece
+
+    monkeypatch.setattr(FeaturesFile, "pieces", counted)
+    assert np.array_equal(many.take("features/x", [8, 3, 8]), values[[8, 3, 8]])
+    assert sum(read) <= 14
+    assert [str(id) for id in many.take("ids", [499])] == ["row 499"]
+    assert many.take("ids", []) == []
 
 
 @pytest.mark.parametrize("many", ["npz", "parquet"], indirect=True)

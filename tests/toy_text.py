@@ -89,3 +89,11 @@ class Meeting(Objective):
         first, *others = self.embeddings(features)["joint"].values()
         total = torch.stack([((first - other) ** 2).mean() for other in others]).sum()
         return Losses(total)
+
+
+class Sorting(Meeting):
+    """Meeting, with a weight for each class."""
+
+    def build(self, encoders: Any) -> None:
+        super().build(encoders)
+        self.scores = nn.Parameter(torch.zeros(len(self.class_names)))

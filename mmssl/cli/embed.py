@@ -86,10 +86,13 @@ def embed(
                 file=sys.stderr,
             )
         raise typer.Exit(130) from None
-    except UserError:
+    except UserError as error:
         if main:
             raise
-        raise typer.Exit(2) from None  # rank 0 tells
+        # Rank 0 may wait for this one, or be on a machine where nothing is wrong.
+        who = "" if str(error).startswith("rank ") else f"rank {distributed.place().rank}: "
+        print(f"mmssl: {who}{error}", file=sys.stderr)
+        raise typer.Exit(2) from None
     if not main:
         return
     if not done.new:

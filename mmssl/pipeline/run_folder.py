@@ -8,7 +8,8 @@
       log.jsonl            every logged step, round and validation
       tensorboard/
       skipped.jsonl        samples that could not be read, with the reason
-      checkpoints/         training states; encoders.safetensors once pretraining is done
+      checkpoints/         training states; once pretraining is done, encoders.safetensors and
+                           objective.safetensors
       clusters/round-NN/   pseudo-labels, centroids, health
       evaluations/<name>/  metrics.json, tables.json, figures
       report/index.html    the page that mmssl report makes

@@ -176,24 +176,44 @@ class Pretrained:
             encoders: those of `build_encoders`.
 
         Returns:
-            On the CPU, in eval mode; None where it has no `Objective.embeddings`.
+            On the CPU, in eval mode; None where it has no `Objective.embeddings`. A run's knows
+            its class names only if the weights fit no objective without.
         """
-        import torch
-
         from mmssl.contracts import Objective
-        from mmssl.data.draws import derive_seed
-        from mmssl.pretrained.weights import fill
 
         if self.objective is None or self.objective_weights is None:
             return None
-        objective: Objective = self.objective.build()
-        if type(objective).embeddings is Objective.embeddings:
+        if type(self.objective.build()).embeddings is Objective.embeddings:
             return None
-        objective.class_names, objective.multilabel = self.labelled or self._labels_of_data()
+        tensors = self._read(self.objective_weights)
+        if self.labelled is not None:
+            return self._filled_objective(encoders, tensors, *self.labelled)
+        try:
+            return self._filled_objective(encoders, tensors, (), False)
+        except UserError:  # it is sized by classes, which a run's data know: they may be many
+            return self._filled_objective(encoders, tensors, *self._labels_of_data())
+
+    def _filled_objective(
+        self,
+        encoders: "Encoders",
+        tensors: "dict[str, Tensor]",
+        class_names: Sequence[str],
+        multilabel: bool,
+    ) -> "Objective":
+        """The objective of some classes, with its weights."""
+        import torch
+
+        from mmssl.data.draws import derive_seed
+        from mmssl.pretrained.weights import fill
+
+        assert self.objective is not None
+        assert self.objective_weights is not None
+        objective: Objective = self.objective.build()
+        objective.class_names, objective.multilabel = class_names, multilabel
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "objective"))
             objective.build(encoders)
-        fill(objective, self._read(self.objective_weights), self.objective_weights)
+        fill(objective, tensors, self.objective_weights)
         return objective.eval()
 
     def _labels_of_data(self) -> tuple[Sequence[str], bool]:

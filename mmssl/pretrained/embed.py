@@ -6,7 +6,6 @@ While it is at work, what it has so far lies beside the output::
       started.json        what the blocks are features of
       000000.npz          features of rows 0 to 255: see `mmssl.training.kept_features`
       rows-000000.npz     those rows' ids, paths and times
-      skipped-0.jsonl     rows that rank 0 could not read, with the reason
 """
 
 import fcntl
@@ -16,6 +15,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,6 @@ import torch
 from mmssl import __version__
 from mmssl.contracts import Dataset
 from mmssl.data.loading import LoaderSettings, Views
-from mmssl.data.skipped import Skipped, read_ledger
 from mmssl.errors import UserError
 from mmssl.pretrained.checkpoint import Pretrained
 from mmssl.pretrained.extractor import Extractor, make_extractor
@@ -91,31 +90,34 @@ def embed(
         progress: who watches.
 
     Raises:
-        UserError: no row can be read, or the output exists and is of something else.
+        UserError: no row can be read, the output exists and is of something else, or it cannot be
+            written.
     """
     distributed.on_main(partial(check_output, output))
     dataset: Dataset = distributed.main_first(spec.build)
     distributed.main_first(partial(dataset.materialise, progress))
     extractor = make_extractor(pretrained, device)
     about = _about(extractor, spec, dataset, clips, crops)
-    if distributed.on_main(partial(_finished, output, about)):
-        return Embedded(len(FeaturesFile(output)), {}, [], new=False)
     folder = output.with_name(f".{output.name}.partial")
+    if distributed.on_main(partial(_finished, folder, output, about)):
+        return Embedded(len(FeaturesFile(output)), {}, [], new=False)
     held: list[IO[bytes]] = []
-    distributed.on_main(partial(_begin, folder, output, about, held))
-    ledger = Skipped(folder / f"skipped-{distributed.rank()}.jsonl", {"train": len(dataset)}, 1.0)
-    files = blocks(
-        folder,
-        dataset,
-        extractor.stream(ledger, LoaderSettings(workers, pin=device.type == "cuda"), batch_size),
-        views=Views(clips, crops),
-        read=extractor.read,
-        progress=progress,
-        title="features",
-    )
-    embedded: Embedded = distributed.on_main(
-        lambda: _finish(folder, output, about, extractor.layout, dataset, files, progress)
-    )
+    settings = LoaderSettings(workers, pin=device.type == "cuda")
+    with _written(output):
+        distributed.on_main(partial(_begin, folder, output, about, held))
+        files = blocks(
+            folder,
+            dataset,
+            # Each block keeps what is unreadable of its rows.
+            extractor.stream(lambda split, failure: None, settings, batch_size),
+            views=Views(clips, crops),
+            read=extractor.read,
+            progress=progress,
+            title="features",
+        )
+        embedded: Embedded = distributed.on_main(
+            lambda: _finish(folder, output, about, extractor.layout, dataset, files, progress)
+        )
     for file in held:
         file.close()
     return embedded
@@ -152,7 +154,19 @@ def _same(before: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
     return what(before) == what(json.loads(json.dumps(about)))
 
 
-def _finished(output: Path, about: Mapping[str, Any]) -> bool:
+@contextmanager
+def _written(output: Path) -> Iterator[None]:
+    """What the disk refuses is a user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or output
+        raise UserError(
+            f"{where}: {error.strerror or error}; once that is mended, the same command goes on"
+        ) from error
+
+
+def _finished(folder: Path, output: Path, about: Mapping[str, Any]) -> bool:
     if not os.path.lexists(output):
         return False
     if not _same(FeaturesFile(output).about, about):
@@ -160,19 +174,16 @@ def _finished(output: Path, about: Mapping[str, Any]) -> bool:
             f"{output} holds other features (of another checkpoint, dataset or number of views): "
             "delete it, or choose another output (-o)"
         )
+    if folder.is_dir():  # of a process that was killed just after it had written the output
+        with suppress(UserError, OSError), _locked(folder):
+            shutil.rmtree(folder, ignore_errors=True)
     return True
 
 
 def _begin(folder: Path, output: Path, about: Mapping[str, Any], held: list[IO[bytes]]) -> None:
     """Keep what a killed pass over the same left, and nothing else; let no other pass join in."""
     folder.mkdir(exist_ok=True)
-    held.append(open(folder / ".lock", "wb"))  # noqa: SIM115 - until this process is done
-    try:
-        fcntl.lockf(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise UserError(f"{folder} is in use by another process: wait for it") from None
-    except OSError:
-        pass  # a file system without locks
+    held.append(_locked(folder))
     for half in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
         half.unlink()
     started = folder / "started.json"
@@ -181,6 +192,19 @@ def _begin(folder: Path, output: Path, about: Mapping[str, Any], held: list[IO[b
             if leftover.name != ".lock":
                 leftover.unlink()
         write_atomically(started, lambda path: path.write_text(json.dumps(about)))
+
+
+def _locked(folder: Path) -> IO[bytes]:
+    """A file that holds the folder until it is closed."""
+    file = open(folder / ".lock", "wb")  # noqa: SIM115 - until this process is done
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise UserError(f"{folder} is in use by another process: wait for it") from None
+    except OSError:
+        pass  # a file system without locks
+    return file
 
 
 def _finish(
@@ -193,11 +217,6 @@ def _finish(
     progress: Progress,
 ) -> Embedded:
     """All blocks as one file."""
-    reasons = {
-        record["row"]: (record["id"], record["reason"])
-        for ledger in sorted(folder.glob("skipped-*.jsonl"))
-        for record in read_ledger(ledger)
-    }
     rows, labelled, skipped = 0, False, list[tuple[str, str]]()
     readable, widths = dict.fromkeys(layout, False), {"ids": 1, "paths": 1}
     with progress.task("rows", len(files)) as advance:
@@ -205,10 +224,8 @@ def _finish(
             block = load(file)
             kept = _kept(block)
             rows += int(kept.sum())
-            for row in map(int, block.index[~kept]):
-                # Another node's ledger may not be seen yet.
-                unknown = (dataset.sample(row).id, "cannot be read")
-                skipped.append(reasons.get(row, unknown))
+            bad = set(block.index[~kept].tolist())  # of others some view could be read
+            skipped += [(one.id, one.reason) for one in block.unreadable if one.row in bad]
             labelled |= bool((block.labels >= 0).any())
             readable = {m: there or bool(block.present[m].any()) for m, there in readable.items()}
             for name, values in _rows(file, dataset, block.index, kept).items():
@@ -248,8 +265,8 @@ def _finish(
             parquet = output.suffix == ".parquet"
             write_features(path, described, columns, rows, pieces, parquet=parquet)
 
+        _write_skipped(output, skipped)  # first, as nothing is done once the output is there
         write_atomically(output, write)
-    _write_skipped(output, skipped)
     shutil.rmtree(folder, ignore_errors=True)
     shapes = {c.name: c.shape[0] for c in columns if c.name.startswith(("features", "embeddings"))}
     return Embedded(rows, shapes, skipped)

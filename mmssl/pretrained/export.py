@@ -1,5 +1,6 @@
 """Writing encoders to a folder of their own, with a card that says all about them."""
 
+import glob
 import json
 import os
 import shutil
@@ -56,13 +57,17 @@ def export(run: str | Path, folder: Path | None = None, *, objective: bool = Fal
         The folder.
 
     Raises:
-        UserError: the run has not finished, the folder exists, or the objective compares nothing.
+        UserError: the run has not finished, the folder exists, or the objective compares nothing
+            or was not kept.
     """
     source = run_of(run)
     pretrained = open_pretrained(source)
     folder = source / "export" if folder is None else folder
     if os.path.lexists(folder):
         raise UserError(f"{folder} exists already: delete it, or choose another folder (-o)")
+    if objective and pretrained.objective_weights is None:
+        missing = source / "checkpoints" / "objective.safetensors"
+        raise UserError(f"this run kept no objective: {missing} is missing; leave --objective out")
     encoders = pretrained.build_encoders()
     heads = pretrained.build_objective(encoders) if objective else None
     if objective and heads is None:
@@ -105,13 +110,32 @@ def _appearing(folder: Path) -> Iterator[Path]:
     """A folder under a temporary name, which gets its own when all is in it."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
+        for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
+            if not _alive(leftover.name.split(".")[-2]):  # it was killed
+                shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         os.rename(temporary, folder)
+        parent = os.open(folder.parent, os.O_RDONLY)
+        try:
+            os.fsync(parent)  # the name, too, must outlive a crash of the machine
+        finally:
+            os.close(parent)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _alive(process: str) -> bool:
+    """May there be a process of this number?"""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OverflowError, PermissionError):  # no number; somebody else's
+        pass
+    return True
 
 
 def _save(module: nn.Module, path: Path) -> None:

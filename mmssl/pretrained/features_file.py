@@ -18,6 +18,7 @@ was made. Parquet keeps both as metadata: ``about`` under the key ``mmssl``.
 """
 
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ FORMAT = 1
 _ROWS = 1 << 14
 
 _NO_LABEL = -100
+
+# What `about` must say, of which type.
+_NEEDED = {"rows": int, "modalities": list, "classes": list}
 
 #: Some rows, by column.
 Piece = Mapping[str, np.ndarray]
@@ -56,7 +60,8 @@ def check_output(path: Path) -> None:
     """Refuse a file that could not be written, before there are features to write.
 
     Raises:
-        UserError: its ending is another one, pyarrow is missing, or there is no such folder.
+        UserError: its ending is another one, pyarrow is missing, or there is no such folder, or
+            none that one may write to.
     """
     if path.suffix not in (".npz", ".parquet"):
         raise UserError(f"{path}: features are written to .npz and .parquet files")
@@ -64,6 +69,8 @@ def check_output(path: Path) -> None:
         _parquet(path)
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}")
+    if not os.path.lexists(path) and not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path}: the folder {path.parent} is not yours to write to")
 
 
 def write_features(
@@ -182,10 +189,15 @@ class FeaturesFile:
                 about = (self._file.schema_arrow.metadata or {})[b"mmssl"].decode()
                 self.columns = list(self._file.schema_arrow.names)
             else:
-                with np.load(path, allow_pickle=False) as arrays:
+                loaded = np.load(path, allow_pickle=False)
+                if isinstance(loaded, np.ndarray):
+                    raise ValueError("a single array")
+                with loaded as arrays:
                     about = str(arrays["about"])
                     self.columns = [n for n in arrays.files if n not in ("about", "classes")]
             self.about: dict[str, Any] = json.loads(about)
+            if not isinstance(self.about, dict):
+                raise ValueError("a description of something else")
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}") from error
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -194,6 +206,9 @@ class FeaturesFile:
             raise UserError(
                 f"{path}: format {self.about.get('format')}, this version reads {FORMAT}"
             )
+        for key, kind in _NEEDED.items():
+            if not isinstance(self.about.get(key), kind):
+                raise UserError(f"{path}: is no file of features that mmssl embed wrote: no {key}")
 
     def pieces(self, name: str) -> Iterator[np.ndarray]:
         """A column, some thousand rows at a time."""
@@ -205,10 +220,14 @@ class FeaturesFile:
                 yield np.asarray(self._array(name)[start : start + _ROWS])
 
     def take(self, name: str, rows: Sequence[int]) -> list[Any]:
-        """A column's values at some rows."""
+        """A column's values at some rows; what follows the last of them is not read."""
+        if self.path.suffix != ".parquet":
+            return list(np.asarray(self._array(name)[np.asarray(rows, np.int64)]))
         found: dict[int, Any] = {}
         first = 0
-        for piece in self.pieces(name):
+        pieces = self.pieces(name)
+        while len(found) < len(set(rows)):
+            piece = next(pieces)
             for row in rows:
                 if first <= row < first + len(piece):
                     found[row] = piece[row - first]

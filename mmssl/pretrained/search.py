@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mmssl.contracts import Sample
     from mmssl.pretrained.extractor import Extractor
 
+# By so much at most may two computations of one cosine differ.
+_ROUNDING = 1e-5
+
 
 @dataclass(frozen=True)
 class Neighbour:
@@ -85,7 +88,8 @@ def nearest(
 ) -> list[tuple[int, float]]:
     """The ``k`` rows of a column with the largest cosine to a vector, and the cosines.
 
-    Of equal ones the earlier row comes first. Memory does not grow with the file.
+    Of equal ones the earlier row comes first. Rows with NaN or infinity are near nothing. Memory
+    does not grow with the file.
 
     Args:
         file: features.
@@ -93,9 +97,17 @@ def nearest(
         query: ``[D]``.
         k: how many.
         without: a row that is left out.
+
+    Raises:
+        UserError: the query has NaN or infinity.
     """
     import faiss
 
+    if not np.isfinite(query).all():
+        raise UserError(
+            f"{column} of the query holds NaN or infinity, so that nothing is near it; --modality "
+            "names another modality"
+        )
     present = file.pieces(f"present/{column.rpartition('/')[2]}")
     target = _normalised(query[None])
     rows, scores = np.empty(0, np.int64), np.empty(0, np.float32)
@@ -104,13 +116,18 @@ def nearest(
         here = np.flatnonzero(there)
         if without is not None and first <= without < first + len(piece):
             here = here[here != without - first]
+        here = here[np.isfinite(piece[here]).all(1)]
         first += len(piece)
         if not len(here):
             continue
         vectors = _normalised(piece[here])
-        found = faiss.knn(target, vectors, min(k, len(here)), metric=faiss.METRIC_INNER_PRODUCT)
-        scores = np.concatenate([scores, found[0][0]])
-        rows = np.concatenate([rows, first - len(piece) + here[found[1][0]]])
+        index: faiss.Index = faiss.IndexFlatIP(vectors.shape[1])
+        index.add(vectors)
+        worst = index.search(target, min(k, len(here)))[0][0, -1]
+        # Of rows that tie for the last place its heap keeps any: all are asked for.
+        _, near, places = index.range_search(target, float(worst) - _ROUNDING)
+        scores = np.concatenate([scores, near])
+        rows = np.concatenate([rows, first - len(piece) + here[places]])
         best = np.lexsort((rows, -scores))[:k]
         rows, scores = rows[best], scores[best]
     return [(int(row), float(score)) for row, score in zip(rows, scores, strict=True)]

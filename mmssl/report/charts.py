@@ -136,7 +136,9 @@ def draw(chart: Chart) -> Drawn:
 def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
     low, high = float(min(values)), float(max(values))
     if low == high:
-        return low - 0.5, high + 0.5
+        # Of its own size: a learning rate of 0.001 that stays is no flat line at 0.
+        around = abs(low) * margin or 0.5
+        return low - around, high + around
     room = (high - low) * margin
     # A measure that begins at 0 keeps its 0 at the edge.
     return (0.0 if 0 <= low <= room else low - room), high + room

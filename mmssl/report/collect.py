@@ -27,6 +27,9 @@ from mmssl.training.log import read_log
 _WHEN = ("kind", "step", "round", "epoch")
 _SPEED = ("lr", "clips_per_second", "data_wait")
 
+# What reading a record raises that is no JSON, or of other things than it should be.
+_DAMAGED = (UserError, OSError, ValueError, KeyError, TypeError, AttributeError)
+
 _TITLES = {
     "loss": "Loss",
     "lr": "Learning rate",
@@ -72,7 +75,7 @@ def collect(run: Records, *, media: bool = True) -> Contents:
         media=media,
     )
     contents.evaluations = [_evaluation(run, stage) for stage in contents.stages[1:]]
-    contents.papers = _papers(run)
+    contents.papers = _papers(run, contents)
     rounds = _rounds(run.path, log)
     contents.rounds = _round_charts(rounds)
     contents.round_table = _round_table(rounds)
@@ -101,7 +104,7 @@ def _say_what_is_missing(contents: Contents) -> None:
 def _stages(run: Records) -> list[StageState]:
     try:
         return [StageState(s.stage, s.state, s.described) for s in statuses([run])[0]]
-    except ValueError as error:
+    except _DAMAGED as error:
         why = f"unknown: its records cannot be read ({error})"
         return [StageState(stage, "unknown", why) for stage in run.stages]
 
@@ -233,7 +236,7 @@ def _evaluation(run: Records, stage: StageState) -> EvaluationResult:
     folder = run.path / "evaluations" / stage.name
     skipped = [r for path in sorted(folder.glob("skipped-*.jsonl")) for r in read_ledger(path)]
     try:
-        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics = dict(json.loads((folder / "metrics.json").read_text()))
         tables = json.loads((folder / "tables.json").read_text())
         tables = [Table(t["title"], t["columns"], t["rows"]) for t in tables]
     except FileNotFoundError:
@@ -251,14 +254,22 @@ def _evaluation(run: Records, stage: StageState) -> EvaluationResult:
     )
 
 
-def _papers(run: Records) -> list[Table]:
+def _papers(run: Records, contents: Contents) -> list[Table]:
     """The papers' tables with a row that this run measures, and what was measured of all rows."""
     path = run.path.resolve()
     found = []
     for name, _ in shipped_tables():
         table = load_table(name)
         if any(fnmatchcase(path.name, pattern) for pattern in table.runs):
-            titles, rows = shown_beside(collect_table(table, path.parent))
+            try:
+                titles, rows = shown_beside(collect_table(table, path.parent))
+            except _DAMAGED as error:
+                contents.lacks(
+                    "evaluations",
+                    f"{table.title}: a record of this run or of one beside it cannot be read "
+                    f"({type(error).__name__}: {error})",
+                )
+                continue
             source = f"{table.title} ({table.source})".removesuffix(" ()")
             found.append(Table(source, titles, rows))
     return found

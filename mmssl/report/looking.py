@@ -32,6 +32,12 @@ from mmssl.training.encoders import Encoders
 from mmssl.training.features import FeatureStream
 from mmssl.training.progress import Progress
 
+# A report needs neither evaluations nor validation data, which may be elsewhere.
+_UNNEEDED = ("evaluations=null", "data.validation=null", "training.early_stop=null")
+
+# Encoders do not depend on the data: where these are gone, others take their place.
+_OTHER_DATA = "data.train={use: synthetic}"
+
 # Members of a cluster whose features are computed, among which are those nearest to its middle.
 _CANDIDATES = 16
 
@@ -68,29 +74,41 @@ def look(folder: Path, contents: Contents, amount: Amount, progress: Progress) -
         contents.lacks("clusters", why)
     if not labels:
         contents.lacks("clusters", "There are no clusters: the objective makes none, or not yet.")
-    recipe = dataset = None
-    try:
-        recipe = load_run(folder, ["evaluations=null"])  # which need not load any more
-    except UserError as error:
-        for section in ("clusters", "map", "filters"):
-            contents.lacks(section, f"The recipe cannot be put together here: {error}")
-    if recipe is not None:
-        dataset = _data(recipe, contents, progress)
+    recipe, dataset = _load(folder, contents, progress)
     looked = _Looked(folder, recipe, dataset, contents, amount, progress, labels)
     looked.clusters()
     looked.map()
     looked.filters()
 
 
-def _data(recipe: Recipe, contents: Contents, progress: Progress) -> Dataset | None:
+def _load(
+    folder: Path, contents: Contents, progress: Progress
+) -> tuple[Recipe | None, Dataset | None]:
+    """The recipe, for finished encoders, and the training data: each if it is there."""
+    recipe: Recipe | None = None
+    dataset: Dataset | None = None
+    trouble: Exception | None = None
+    # Finished encoders need no weights to begin from, which may be gone as well.
+    backbones = dict(Records(folder).recipe.get("backbones") or {}).items()
+    begun = [key for key, spec in backbones if isinstance(spec, dict) and spec.get("weights")]
+    unneeded = [*_UNNEEDED, *(f"backbones.{key}.weights=null" for key in begun)]
     try:
+        recipe = load_run(folder, unneeded)
         dataset, _ = assembly.build_datasets(recipe)
         dataset.materialise(progress)
     except (UserError, OSError) as error:
+        dataset, trouble = None, error
+    if recipe is None:
+        try:
+            recipe = load_run(folder, [*unneeded, _OTHER_DATA])
+        except UserError as error:
+            for section in ("clusters", "map", "filters"):
+                contents.lacks(section, f"The recipe cannot be put together here: {error}")
+            return None, None
+    if dataset is None:
         for section in ("clusters", "map"):
-            contents.lacks(section, f"The training data are not there: {error}")
-        return None
-    return dataset
+            contents.lacks(section, f"The training data are not there: {trouble}")
+    return recipe, dataset
 
 
 @dataclass
@@ -197,7 +215,12 @@ class _Looked:
     def encoders(self) -> Encoders | None:
         """The finished encoders, or those of the newest checkpoint that can be read."""
         assert self.recipe is not None
-        encoders = assembly.build_encoders(self.recipe)
+        try:
+            encoders = assembly.build_encoders(self.recipe)
+        except UserError as error:
+            for section in ("map", "filters"):
+                self.contents.lacks(section, f"The encoders cannot be built here: {error}")
+            return None
         folder = self.folder / "checkpoints"
         finished = folder / "encoders.safetensors"
         states = sorted(folder.glob("step-*.pt"), reverse=True)
@@ -297,25 +320,31 @@ class _Looked:
         """The first convolutions of every backbone that has one."""
         if self.recipe is None or self.encoders is None:
             return
-        before = assembly.build_encoders(self.recipe)
+        before = self._untrained()
         pictures = []
         for key, backbone in self.encoders.backbones.items():
             if not stem_convolutions(backbone):
                 self.contents.lacks("filters", f"{key} begins with no convolution over space.")
                 continue
-            figure = filter_figure(before.backbones[key], backbone)
+            figure = filter_figure(None if before is None else before.backbones[key], backbone)
             memory = io.BytesIO()
             figure.savefig(memory, format="png", dpi=130)
             names = ", ".join(name for name, _ in stem_convolutions(backbone))
+            when = "on the left before training, on the right after it" if before else "trained"
             pictures.append(
                 FilterPicture(
-                    key,
-                    memory.getvalue(),
-                    f"Filters of {names} of the {key} backbone, on the left before training, on "
-                    "the right after it.",
+                    key, memory.getvalue(), f"Filters of {names} of the {key} backbone, {when}."
                 )
             )
         self.contents.filters = pictures
+
+    def _untrained(self) -> Encoders | None:
+        """The encoders as training began with them, weights that they were given among it."""
+        try:
+            return assembly.build_encoders(load_run(self.folder, [*_UNNEEDED, _OTHER_DATA]))
+        except UserError as error:
+            self.contents.lacks("filters", f"Those before training cannot be shown: {error}")
+            return None
 
 
 def _stream(recipe: Recipe, encoders: Encoders) -> FeatureStream:

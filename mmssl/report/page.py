@@ -109,10 +109,14 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.1f} %"
 
 
-def _numeric(table: Table, column: int) -> bool:
-    """Does a column hold numbers, also such as are written as text?"""
-    cells = [row[column] for row in table.rows if column < len(row)]
-    return all(isinstance(c, int | float | None) or _NUMERIC.fullmatch(str(c)) for c in cells)
+def _numeric(table: Table) -> list[bool]:
+    """By column: does it hold numbers, also such as are written as text?"""
+
+    def holds_numbers(column: int) -> bool:
+        cells = (row[column] for row in table.rows if column < len(row))
+        return all(isinstance(c, int | float | None) or _NUMERIC.fullmatch(str(c)) for c in cells)
+
+    return [holds_numbers(column) for column in range(len(table.columns))]
 
 
 def _raw(cell: Any) -> str:
@@ -132,7 +136,7 @@ def _search_text(labeling: str, cluster: Cluster) -> str:
     words = [f"{labeling} {cluster.index}", f"#{cluster.index}"]
     words += [name for name, _ in cluster.leading]
     words += [m.id for m in members] + [m.label for m in members if m.label]
-    return "\n".join(words).casefold()
+    return "\n".join(words).lower()  # as the page does with what is looked for
 
 
 def _key_and_rest(line: str) -> tuple[str, str, str]:

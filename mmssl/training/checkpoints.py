@@ -6,6 +6,7 @@
       step-00001200.pt          a whole training state; the last K are kept
       step-00001400.pt
       encoders.safetensors      the finished encoders, once pretraining is done
+      objective.safetensors     its heads and whatever else it has learned
 
 A file appears under its name only when it is complete: it is written under a temporary name,
 flushed to the disk and renamed.

@@ -89,6 +89,9 @@ class AudioSet(Official):
         return list(self._names.values())
 
     def _rows(self, files: Mapping[str, str]) -> Iterator[Row]:
+        return self._once(self._segments())
+
+    def _segments(self) -> Iterator[Row]:
         for file in self._lists:
             for number, values in records(file, comment="#"):
                 if len(values) != 4:

@@ -3,8 +3,11 @@
 import codecs
 import hashlib
 import json
+import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,8 +24,11 @@ from mmssl_media.synthetic import cache_folder
 
 _CAPTIONS = ("caption.json", "raw_caption.json")
 
-# Raise it when captions come to be listed otherwise: old lists are then left alone.
-_VERSION = 1
+# Raise it when captions come to be listed otherwise.
+_VERSION = 2
+
+# A list under way that nobody wrote to for so many seconds is of a process that was killed.
+_ABANDONED = 3600
 
 # Bytes that are read at a time, and characters within which a video's captions must end.
 _CHUNK = 1 << 22
@@ -47,8 +53,9 @@ class HowTo100M(Official):
 
     The captions of the videos that are there are written once, in one pass that holds no more
     than a video's at a time, as CSV to ``$MMSSL_CACHE`` or ``~/.cache/mmssl``: some 80 bytes each,
-    10 GB for all. Other files or another annotation make another list. Captions of videos that
-    are not there, and those without text or time, are left out and counted.
+    10 GB for all. Other files or another annotation make another list, which takes the place of
+    the earlier one. Captions of videos that are not there, and those without text or time, are
+    left out, and how many these are is said when a run begins.
 
     Args:
         path: the folder with captions and videos.
@@ -97,26 +104,33 @@ class HowTo100M(Official):
     def _text(self) -> Path:
         files = self._files()
         state = self._file.stat()
-        key = hashlib.blake2b(digest_size=12)
-        key.update(f"{_VERSION}\n{self._file.resolve()}\n{state.st_mtime_ns}\n".encode())
+        place = hashlib.blake2b(os.fsencode(f"{self._file.absolute()}\n{self.root}"), digest_size=6)
+        key = hashlib.blake2b(f"{_VERSION}\n{state.st_mtime_ns}\n".encode(), digest_size=12)
         key.update(f"{state.st_size}\n".encode())
         for name in sorted(files.values()):
             key.update(name.encode("utf-8", "surrogateescape") + b"\n")
-        copy = cache_folder() / "lists" / f"howto100m-{key.hexdigest()}.csv"
-        if copy.is_file():
-            return copy
+        own = f"howto100m-{place.hexdigest()}-"
+        copy = cache_folder() / "lists" / f"{own}{key.hexdigest()}.csv"
+        said = copy.with_suffix(".json")
         try:
-            write_atomically(copy, partial(self._write_list, files))
+            if copy.is_file() and said.is_file():
+                self._said += json.loads(said.read_text())
+            else:
+                write_atomically(copy, partial(self._write_list, files, said))
         except OSError as error:
             raise UserError(
                 f"{self._file}: cannot be listed in {copy.parent} ({error}); set MMSSL_CACHE to a "
                 "folder with room"
             ) from None
+        _clear(copy, own)
         return copy
 
-    def _write_list(self, files: Mapping[str, str], to: Path) -> None:
+    def _write_list(self, files: Mapping[str, str], said: Path, to: Path) -> None:
+        """Write the list, but first what is to be said of it whenever it is used."""
+        before = len(self._said)
         with open(to, "w", encoding="utf-8", newline="") as text:
             self._write(text, files)
+        write_atomically(said, lambda path: path.write_text(json.dumps(self._said[before:])))
 
     def _rows(self, files: Mapping[str, str]) -> Iterator[Row]:
         total = unfit = 0
@@ -134,10 +148,22 @@ class HowTo100M(Official):
                 for start, end, text, number in sorted(fit, key=lambda caption: caption[0]):
                     yield video, [str(start), str(end), f"{video}/{number}", text]
         if unfit:
-            self._progress.say(
+            self._said.append(
                 f"{self._file}: {unfit:,} of {total:,} captions have no text or no time, and are "
                 "left out"
             )
+
+
+def _clear(copy: Path, own: str) -> None:
+    """Remove a dataset's earlier lists, and what killed processes left of any."""
+    old = [path for path in copy.parent.glob(f"{own}*") if path.stem != copy.stem]
+    for path in copy.parent.glob(".howto100m-*.tmp"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                old.append(path)
+    for path in old:
+        with suppress(OSError):  # somebody else's, or gone meanwhile
+            path.unlink()
 
 
 def _is_fit(start: Any, end: Any, text: Any) -> bool:

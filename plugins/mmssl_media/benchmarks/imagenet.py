@@ -98,12 +98,19 @@ class ImageNet(Official):
         if self._is_flat:
             yield from self._flat()
             return
+        empty = set(_wnids(Path(self.root)))
         for key in files:
             wnid = key.partition("/")[0]
+            empty.discard(wnid)
             if wnid in self._names:
                 yield key, [self._names[wnid]]
             elif _WNID.fullmatch(wnid):
                 raise UserError(f"{self.root}: class {wnid} is not in {self._folder / 'train'}")
+        if empty:
+            raise UserError(
+                f"{self.root}: {len(empty):,} folders of classes hold no picture, such as "
+                f"{min(empty)}; {self.source}"
+            )
 
     def _flat(self) -> Iterator[Row]:
         """The pictures of the validation, which are numbered, and their classes."""

@@ -9,6 +9,9 @@ from pydantic import DirectoryPath
 
 from mmssl_media.benchmarks.official import Official, Row, fail, seconds, table, within
 
+# What some lists say of a clip whose place in its video is not known.
+_UNKNOWN = ("-1", "-1")
+
 _NAMES = {"train": ["train"], "val": ["val", "validate", "validation"], "test": ["test"]}
 
 #: The classes of Kinetics-Sounds, in alphabetical order.
@@ -88,13 +91,24 @@ class Kinetics(Official):
         return sorted(self._labels)
 
     def _rows(self, files: Mapping[str, str]) -> Iterator[Row]:
+        return self._once(self._clips())
+
+    def _clips(self) -> Iterator[Row]:
+        unknown = 0
         clips = table(self._list, "youtube_id", "time_start", "time_end", optional="label")
         for number, (video, start, end, label) in clips:
+            if (start.strip(), end.strip()) == _UNKNOWN:
+                unknown += 1
+                continue
             first, last = seconds(start), seconds(end)
             if first is None or last is None or last <= first:
                 fail(self._list, number, f"{start!r} to {end!r} are no seconds of a video")
             name = f"{video}_{int(first):06d}_{int(last):06d}"
             yield name, [label, name]
+        if unknown:
+            self._said.append(
+                f"{self._list}: {unknown:,} rows have no time but -1, and are left out"
+            )
 
 
 class KineticsSounds(Kinetics):

@@ -1,6 +1,7 @@
 """What all published datasets have in common: annotations that become rows, and files by name."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any, ClassVar, NoReturn, TextIO
 from mmssl.errors import UserError
 from mmssl.training.progress import Progress
 from mmssl_media.folder import nameable
-from mmssl_media.listing import Kind, kind_of, walk
+from mmssl_media.listing import Kind, kind_of
 from mmssl_media.manifest import Listed
 
 _BREAKS = re.compile(r"[\r\n\0]+")
@@ -48,7 +49,7 @@ class Official(Listed):
 
     def __init__(self, annotation: Path, media: Path) -> None:
         super().__init__(annotation, root=os.path.abspath(media), classes=None, buffer=1)
-        self._left_out = ""
+        self._said: list[str] = []
 
     @abstractmethod
     def _rows(self, files: Mapping[str, str]) -> Iterable[Row]:
@@ -84,7 +85,7 @@ class Official(Listed):
     def _files(self) -> dict[str, str]:
         """Paths relative to the root by `_key`; of several files a video, or else the first."""
         found: dict[str, str] = {}
-        for path in walk(self.root, self.kinds, Counter()):
+        for path in self._walk():
             name = os.path.relpath(path, self.root)
             if not nameable(name):
                 continue
@@ -93,6 +94,54 @@ class Official(Listed):
             if before is None or kind_of(before) != "video" == kind_of(name):
                 found[key] = name
         return found
+
+    def _walk(self) -> Iterator[str]:
+        """Media below the root, in an order that names alone decide; nothing hidden.
+
+        Links to folders elsewhere are followed, as parts of a dataset are often made of such; but
+        of those that stand in there only such as lead to another folder, and none to where the
+        root is: no link leads in circles.
+        """
+        home = os.path.realpath(self.root)
+        followed = set()
+        for here, folders, names in os.walk(self.root, onerror=self._unlisted, followlinks=True):
+            below = sorted(name for name in folders if not name.startswith("."))
+            folders.clear()
+            for path in (os.path.join(here, name) for name in below):
+                if os.path.islink(path):
+                    target = os.path.realpath(path)
+                    is_own = os.path.commonpath([os.path.realpath(here), home]) == home
+                    if os.path.commonpath([target, home]) in (target, home):
+                        continue
+                    if target in followed and not is_own:
+                        continue
+                    followed.add(target)
+                folders.append(os.path.basename(path))
+            for name in sorted(names):
+                if kind_of(name) in self.kinds and not name.startswith("."):
+                    yield os.path.join(here, name)
+
+    def _unlisted(self, error: OSError) -> None:
+        self._said.append(
+            f"{error.filename} cannot be listed ({error.strerror}): what is in it is left out"
+        )
+
+    def _once(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Rows without those that a list holds word for word a second time."""
+        seen: set[bytes] = set()
+        count = 0
+        for name, values in rows:
+            count += 1
+            text = "\0".join([name, *values])
+            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            if digest not in seen:
+                seen.add(digest)
+                yield name, values
+        if repeated := count - len(seen):
+            self._said.append(
+                f"{self.path}: {repeated:,} of {count:,} rows are listed a second time, and are "
+                "left out"
+            )
 
     def _write(self, text: TextIO, files: Mapping[str, str]) -> None:
         """Write the rows of files that there are as CSV."""
@@ -113,7 +162,7 @@ class Official(Listed):
                 f"below it, such as {example}{self._endings()}; {self.source}"
             )
         if absent:
-            self._left_out = (
+            self._said.append(
                 f"{self.path}: {absent:,} of {total:,} are left out, as their files are not below "
                 f"{self.root}, such as {example}{self._endings()}"
             )
@@ -122,10 +171,10 @@ class Official(Listed):
         return {"video": ".mp4", "audio": ".wav", "image": ".JPEG"}[self.kinds[0]]
 
     def materialise(self, progress: Progress) -> None:
-        """Read the annotation, look for the files, and say how many are not there."""
+        """Read the annotation, look for the files, and say what is left out."""
         len(self)
-        if self._left_out:
-            progress.say(self._left_out)
+        for line in self._said:
+            progress.say(line)
 
     def _place(self, line: int) -> str:
         return f"{self.path}: sample {line - 1}"

@@ -40,6 +40,8 @@ class YouCook2(Official):
 
     def _rows(self, files: Mapping[str, str]) -> Iterator[Row]:
         (videos,) = read_json(self._file, "database")
+        if not isinstance(videos, dict):
+            raise UserError(f"{self._file}: 'database' holds no videos by their ids")
         for video, entry in sorted(videos.items()):
             try:
                 if entry["subset"] != self._subset:
