@@ -61,10 +61,16 @@ class Clusters(Evaluator):
     def evaluate(self, context: EvaluationContext) -> Evaluation:
         """Read the rounds' labels from the run's folder and measure them.
 
+        Of a run whose objective does not cluster, such as a baseline of the same recipe, there is
+        nothing to measure, and the table says so.
+
         Raises:
-            UserError: the dataset has no labels or several a sample, the run no clusters or not
-                those of `round`, or they were made of other data.
+            UserError: the dataset has no labels or several a sample, the run not the clusters of
+                `round`, or they were made of other data.
         """
+        rounds = _rounds(context)
+        if not rounds:
+            return Evaluation({}, [Table("Clusters", [""], [["this run's objective makes none"]])])
         if context.pretraining_data.multilabel:
             raise UserError(
                 "needs a pretraining dataset whose samples have one class each, to compare its "
@@ -74,12 +80,6 @@ class Clusters(Evaluator):
         classes = context.pretraining_data.classes
         if not len(classes) or (truth == IGNORE).all():
             raise UserError("needs a pretraining dataset with labels, to compare its clusters with")
-        rounds = _rounds(context)
-        if not rounds:
-            raise UserError(
-                f"no clusters in {context.run_folder / 'clusters'}: the objective of "
-                "this run does not cluster, or has not begun"
-            )
         number = max(rounds) if self.round is None else self.round
         if number not in rounds:
             raise UserError(
