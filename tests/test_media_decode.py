@@ -10,7 +10,7 @@ from av.video.frame import PictureType
 from media_files import SIDE, click_times, clicks, number_of, write
 
 from mmssl import BadMedia, Media, MissingModality, Sample, Window
-from mmssl.data.loading import evaluation_window, training_window
+from mmssl.data.loading import Views, training_window
 from mmssl_media.audio import Audio
 from mmssl_media.decode import frames_from, pcm
 from mmssl_media.video import Video
@@ -235,7 +235,7 @@ def test_views_of_a_recipe_without_windows_are_evenly_spaced(tmp_path: Path) -> 
     with media(path) as file:
         firsts, drawn = [], []
         for view in range(10):
-            window = evaluation_window(file.start, file.end, video.seconds, view, 10)
+            window = Views(10).window(view, file.start, file.end, video.seconds)
             shown = numbers(video.read(file, window, None))
             assert shown == list(range(shown[0], shown[0] + 32))
             firsts.append(shown[0])
@@ -263,7 +263,7 @@ def test_clip_longer_than_the_window_covers_it(tmp_path: Path) -> None:
 def test_central_clip_of_a_file_shorter_than_the_window(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mp4", frames=30, fps=30, sound=clicks([0.5], 1.0, 44_100))
     with media(path, end=1.0) as file:
-        window = evaluation_window(file.start, file.end, 2.0, 0, 1)
+        window = Views().window(0, file.start, file.end, 2.0)
         assert numbers(small_video(frames=8).read(file, window, None)) == list(range(11, 19))
         sound = Audio(seconds=2.0).read(file, window, None).numpy()
         assert click_times(sound, 16_000) == pytest.approx([0.5], abs=1e-3)
