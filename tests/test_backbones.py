@@ -486,6 +486,8 @@ def test_plugin_registers_components_with_keyword_only_parameters() -> None:
     assert plugin.error is None
     kinds = {"r2plus1d_18": "video", "r2plus1d_18_xdc": "video", "r3d_18": "video"}
     kinds |= {"resnet18_audio": "audio", "resnet18_vmz": "audio", "timm": "audio image"}
+    kinds |= {"slowfast_r50": "video", "slow_r50_avbert": "video"}
+    kinds |= {"resnet50_half_audio": "audio"}
     assert {c.name for c in plugin.components} == kinds.keys()
     for component in plugin.components:
         build = component.load()

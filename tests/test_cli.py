@@ -42,8 +42,10 @@ def test_components_are_listed(tmp_path: Path) -> None:
     assert kinds[:4] == ["modalities", "datasets", "backbones", "objectives"]
     only = mmssl("ls", "backbones", cwd=tmp_path).stdout.splitlines()
     assert only[0] == "backbones"
-    names = ["r2plus1d_18", "r2plus1d_18_xdc", "r3d_18", "resnet18_audio", "resnet18_vmz", "timm"]
-    assert [line.split() for line in only[1:]] == [[name, "mmssl_backbones"] for name in names]
+    names = ["r2plus1d_18", "r2plus1d_18_xdc", "r3d_18", "resnet18_audio", "resnet18_vmz"]
+    names += ["resnet50_half_audio", "slow_r50_avbert", "slowfast_r50", "timm"]
+    rows = [["avbert", "mmssl_avbert"], *([name, "mmssl_backbones"] for name in names)]
+    assert [line.split() for line in only[1:]] == rows
 
 
 def test_a_component_is_described(tmp_path: Path) -> None:

@@ -135,7 +135,9 @@ class Pretraining:
         self.state = State()
         self.optimizer = self._new_optimizer()
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-        self.encoders.together = settings.sync_batch_norm
+        for part in self.encoders.modules():  # also those within a joint backbone
+            if isinstance(part, Encoders):
+                part.together = settings.sync_batch_norm
         self._network = _Network(self.encoders, self.objective, modalities, settings.channels_last)
         self._parallel: nn.Module = self._network
         self._part = Part(distributed.rank(), distributed.size(), settings.accumulate)

@@ -1,0 +1,21 @@
+"""AVBert: audio-visual Transformers that share their parameters (Lee et al., ICLR 2021).
+
+======================  =====================  ==========================================
+name                    modality kinds         network
+======================  =====================  ==========================================
+``avbert``              video and audio        two CNNs, two unimodal Transformers and a
+                                               multimodal one, for long sequences of clips
+======================  =====================  ==========================================
+
+The backbone is joint: its key in a recipe is ``video+audio``. Its low-rank linear maps, whose
+rotations stay orthogonal, are `mmssl_avbert.low_rank` and serve any Transformer.
+"""
+
+from mmssl import hookimpl
+from mmssl.hooks import Register
+
+
+@hookimpl
+def register_backbones(register: Register) -> None:
+    """Register the joint backbone under the name that recipes use."""
+    register("avbert", "mmssl_avbert.backbone:AVBert")

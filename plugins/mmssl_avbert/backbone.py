@@ -1,0 +1,304 @@
+"""AVBert: CNNs for short clips, Transformers over long sequences of them (Lee et al., ICLR 2021).
+
+A video and its sound are cut into T clips, of a second each in the paper::
+
+    video [B, 3, T·Tf, H, W] --visual CNN, Linear, LayerNorm--> x_v [B, T, D]
+    audio [B, 1, F, ~T·Ta] ---audio CNN, Linear, LayerNorm----> x_a [B, T, D]
+
+    y_v = g_V(LayerNorm([BOS_v; x_v] + p_v))    y_a = g_A(LayerNorm([BOS_a; x_a] + p_a))
+    z = h_AV([LayerNorm(y_v + p + m_v); LayerNorm(y_a + p + m_a)])
+
+The outputs at BOS summarise their sequence: y_v[0], y_a[0], z[0] and z[T + 1]. Fusion ``early``
+has h_AV alone, right behind the CNNs, ``late`` g_V and g_A alone; either is twice as deep.
+
+A spectrogram of the whole sequence has some frames more or fewer than T·Ta: windows reach beyond
+its end, and hops seldom divide a second. Clips of Ta frames begin at equal distances in it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmssl import Backbone, Features
+from mmssl.errors import UserError
+from mmssl.training.encoders import Encoders
+from mmssl_avbert.low_rank import rotations
+from mmssl_avbert.orthogonal import Method
+from mmssl_avbert.transformer import Sharing, transformers
+
+Fusion = Literal["early", "mid", "late"]
+Pooled = Literal["cnn", "unimodal", "multimodal"]
+Positive = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+MODALITIES = ("video", "audio")
+MULTIMODAL = "multimodal"
+_TIME_AXIS = {"video": 2, "audio": 3}
+_NORM_EPS = 1e-12  # as released
+
+
+@dataclass(kw_only=True)
+class SequenceFeatures(Features):
+    """Features of one modality's sequences.
+
+    Attributes:
+        embeddings: ``[B, T, D]``, what the CNN made of each clip, for `AVBert.contextualise`.
+    """
+
+    embeddings: Tensor
+
+
+@dataclass
+class Contextualised:
+    """What Transformers make of embeddings: by modality, the summary and T clips.
+
+    Attributes:
+        unimodal: ``[B, 1 + T, D]``, outputs of g_V and g_A; empty with early fusion.
+        multimodal: ``[B, 1 + T, D]``, outputs of h_AV; empty with late fusion.
+    """
+
+    unimodal: dict[str, Tensor]
+    multimodal: dict[str, Tensor]
+
+
+class AVBert(Backbone):
+    """AVBert: two CNNs, and Transformers that share parameters; the recipe's key is video+audio.
+
+    Any combination of modalities may be absent. With the defaults the Transformers have 3 843 840
+    parameters, where 127 581 696 would not be shared; rotations are trained at a tenth of the
+    learning rate by a group of the pattern ``*.skew``.
+
+    Args:
+        video_cnn: encodes ``[n, 3, video_frames, H, W]``, such as ``slowfast_r50``.
+        audio_cnn: encodes ``[n, 1, F, audio_frames]``, such as ``resnet50_half_audio``.
+        video_frames: frames of a clip, Tf; 32 in the paper's table 3, 16 in its text.
+        audio_frames: frames of a clip's log-mel spectrogram, Ta.
+        length: clips of the longest sequence; shorter ones, with T below, are taken as well.
+        dim: D.
+        layers: L; fusion early and late have Transformers of 2L layers.
+        heads: of the attention; they divide D.
+        hidden: E, dimensions between the two feed-forward maps.
+        fusion: where the modalities meet: early, right behind the CNNs; mid, behind Transformers
+            of their own; late, not at all.
+        sharing: what of the Transformers' parameters is shared. none: nothing; layers: by the
+            layers of a Transformer; all: by all layers of all Transformers; part: of weights
+            W = UΣVᵀ the projection U by all, rotation Σ and V by the layers of a Transformer;
+            part_attention: the same in attention alone.
+        rank: of those weights; not used where none is decomposed.
+        rotation: how Σ is computed: pade, exponential by a Padé approximant; matrix_exp,
+            torch's; cayley, Cayley's map.
+        dropout: probability, of embeddings, attention weights and the attention's output.
+        pooled: what stands for a sequence: the summary by the multimodal or the unimodal
+            Transformer, or the mean of the CNN's embeddings; by default of the last Transformer
+            that there is.
+        init_std: standard deviation of what linear maps and learned vectors (BOS, mask, time,
+            modality) begin with.
+    """
+
+    modalities = frozenset(MODALITIES)
+    joint = True
+
+    def __init__(
+        self,
+        *,
+        video_cnn: Backbone,
+        audio_cnn: Backbone,
+        video_frames: Positive = 32,
+        audio_frames: Positive = 220,
+        length: Positive = 30,
+        dim: Positive = 768,
+        layers: Positive = 6,
+        heads: Positive = 12,
+        hidden: Positive = 3072,
+        fusion: Fusion = "mid",
+        sharing: Sharing = "part",
+        rank: Positive = 128,
+        rotation: Method = "pade",
+        dropout: Probability = 0.1,
+        pooled: Pooled | None = None,
+        init_std: Deviation = 0.01,
+    ) -> None:
+        super().__init__()
+        cnns = {"video": video_cnn, "audio": audio_cnn}
+        for name, cnn in cnns.items():
+            if cnn.joint or (cnn.modalities != "any" and name not in cnn.modalities):
+                raise UserError(f"{name}_cnn: {type(cnn).__name__} is no network for {name} alone")
+        if dim % heads:
+            raise UserError(f"heads: {heads} do not divide {dim} dimensions (dim)")
+        unimodal = () if fusion == "early" else MODALITIES
+        multimodal = () if fusion == "late" else (MULTIMODAL,)
+        if (pooled, fusion) in (("unimodal", "early"), ("multimodal", "late")):
+            raise UserError(f"pooled: fusion {fusion} has no {pooled} Transformer: leave it out")
+        self.dim = dim
+        self.pooled = pooled or ("multimodal" if multimodal else "unimodal")
+        self.frames = {"video": video_frames, "audio": audio_frames}
+        self.length = length
+        self.dropout = dropout
+        # Keeps absent clips away from the CNNs' batch norms, of all ranks.
+        self.cnns = Encoders(cnns, list(MODALITIES))
+        self.glue = nn.ModuleDict(
+            {
+                name: nn.Sequential(nn.Linear(cnn.dim, dim), nn.LayerNorm(dim, eps=_NORM_EPS))
+                for name, cnn in cnns.items()
+            }
+        )
+
+        def vectors(names: tuple[str, ...], *shape: int) -> nn.ParameterDict:
+            return nn.ParameterDict({n: torch.empty(*shape).normal_(0, init_std) for n in names})
+
+        self.bos = vectors(MODALITIES, dim)
+        self.mask = vectors(MODALITIES, dim)
+        self.time = vectors((*unimodal, *multimodal), 1 + length, dim)
+        self.modality = vectors(MODALITIES if multimodal else (), dim)
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(dim, eps=_NORM_EPS) for name in self.time})
+        self.transformers = transformers(
+            dict.fromkeys((*unimodal, *multimodal), layers if fusion == "mid" else 2 * layers),
+            dim,
+            heads,
+            hidden,
+            sharing=sharing,
+            rank=rank,
+            method=rotation,
+            dropout=dropout,
+        )
+        for part in (*self.glue.modules(), *self.transformers.modules()):
+            if isinstance(part, nn.Linear):
+                nn.init.normal_(part.weight, 0, init_std)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+
+    def forward(self, clips: dict[str, Tensor], present: dict[str, Tensor]) -> dict[str, Features]:
+        """Encode sequences; what is absent has zeros.
+
+        Args:
+            clips: ``video [B, 3, T·Tf, H, W]`` and ``audio [B, 1, F, n]``, n/Ta rounding to T.
+            present: ``[B]`` bool by modality, on the CPU.
+
+        Returns:
+            By modality `SequenceFeatures`: ``pooled [B, D]``, ``tokens [B, T, D]`` of the same
+            depth, and ``embeddings [B, T, D]``.
+
+        Raises:
+            ValueError: sequences are no whole clips, too long, or not as many clips of both.
+        """
+        embeddings = self.embed(clips, present)
+        if self.pooled == "cnn":
+            return {
+                name: SequenceFeatures(pooled=x.mean(1), tokens=x, embeddings=x)
+                for name, x in embeddings.items()
+            }
+        outputs = self.contextualise(embeddings, present)
+        chosen = outputs.unimodal if self.pooled == "unimodal" else outputs.multimodal
+        return {
+            name: SequenceFeatures(pooled=y[:, 0], tokens=y[:, 1:], embeddings=embeddings[name])
+            for name, y in chosen.items()
+        }
+
+    def embed(
+        self, clips: Mapping[str, Tensor], present: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The CNNs' embeddings x of each clip, zeros where a modality is absent.
+
+        Args:
+            clips: as in `forward`.
+            present: ``[B]`` bool by modality, on the CPU.
+
+        Returns:
+            ``[B, T, D]`` by modality.
+        """
+        if set(clips) != set(MODALITIES):
+            raise ValueError(f"takes the modalities video and audio, not {' and '.join(clips)}")
+        lengths = {name: self._clips_of(name, clips[name]) for name in MODALITIES}
+        if len(set(lengths.values())) > 1:
+            raise ValueError("of video there are {video} clips, of audio {audio}".format(**lengths))
+        length = lengths["video"]
+        features: dict[str, Features] = self.cnns(
+            {name: self._cut(name, clips[name], length) for name in MODALITIES},
+            {name: present[name].repeat_interleave(length) for name in MODALITIES},
+        )
+        return {
+            name: _kept(
+                self.glue[name](found.pooled).unflatten(0, (-1, length)),
+                present[name].to(found.pooled.device),
+            )
+            for name, found in features.items()
+        }
+
+    def contextualise(
+        self,
+        embeddings: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        masked: Tensor | None = None,
+    ) -> Contextualised:
+        """The Transformers' outputs, zeros where a modality is absent.
+
+        Args:
+            embeddings: ``[B, T, D]`` by modality, as `embed` returns them.
+            present: ``[B]`` bool by modality; nothing attends to what is absent.
+            masked: ``[B, T]`` bool, clips whose embedding is replaced by the modality's mask
+                vector, in both modalities; none by default.
+        """
+        turned = rotations(self.transformers)
+        keep = {name: present[name].to(x.device) for name, x in embeddings.items()}
+        sequences = {name: self._begun(name, x, masked) for name, x in embeddings.items()}
+        unimodal = {}
+        if "video" in self.transformers:
+            for name, x in sequences.items():
+                attended = keep[name][:, None].expand(x.shape[:2])
+                y = self.transformers[name](self._placed(name, x), attended, turned)
+                unimodal[name] = _kept(y, keep[name])
+        if MULTIMODAL not in self.transformers:
+            return Contextualised(unimodal, {})
+        names = list(MODALITIES)
+        below = unimodal or sequences
+        joined = torch.cat(
+            [self._placed(MULTIMODAL, below[n] + self.modality[n]) for n in names], 1
+        )
+        attended = torch.cat([keep[n][:, None].expand(below[n].shape[:2]) for n in names], 1)
+        z = self.transformers[MULTIMODAL](joined, attended, turned)
+        parts = z.split([below[n].shape[1] for n in names], 1)
+        return Contextualised(
+            unimodal, {n: _kept(part, keep[n]) for n, part in zip(names, parts, strict=True)}
+        )
+
+    def _clips_of(self, name: str, sequence: Tensor) -> int:
+        """T of a modality's sequences; of sound, whose hop seldom divides a clip, the nearest."""
+        frames, size = sequence.shape[_TIME_AXIS[name]], self.frames[name]
+        length = frames // size if name == "video" else round(frames / size)
+        whole = frames == length * size if name == "video" else frames >= size
+        if not whole or not 1 <= length <= self.length:
+            raise ValueError(
+                f"{frames} frames of {name} are not 1 to {self.length} clips (length) of "
+                f"{size} ({name}_frames)"
+            )
+        return length
+
+    def _cut(self, name: str, sequence: Tensor, length: int) -> Tensor:
+        """``[B, ...]`` to ``[B·T, ...]``, clips that begin at equal distances."""
+        axis, size = _TIME_AXIS[name], self.frames[name]
+        last = sequence.shape[axis] - size
+        starts = [round(last * t / max(1, length - 1)) for t in range(length)]
+        clips = [sequence.narrow(axis, start, size) for start in starts]
+        return torch.stack(clips, 1).flatten(0, 1)
+
+    def _begun(self, name: str, x: Tensor, masked: Tensor | None) -> Tensor:
+        """``[B, T, D]`` with masked clips replaced, behind BOS: ``[B, 1 + T, D]``."""
+        if masked is not None:
+            x = torch.where(masked[..., None], self.mask[name].to(x.dtype), x)
+        return torch.cat([self.bos[name].to(x.dtype).expand(len(x), 1, -1), x], 1)
+
+    def _placed(self, name: str, x: Tensor) -> Tensor:
+        """``LayerNorm(x + p)`` with a Transformer's time embeddings p."""
+        y = self.norms[name](x + self.time[name][: x.shape[1]])
+        return functional.dropout(y, self.dropout, self.training)
+
+
+def _kept(x: Tensor, rows: Tensor) -> Tensor:
+    """``x [B, N, D]`` with zeros in other rows, which pass no gradient on."""
+    return torch.where(rows[:, None, None], x, x.new_zeros(()))
