@@ -7,6 +7,9 @@ name                    modality kinds         network
                                                multimodal one, for long sequences of clips
 ======================  =====================  ==========================================
 
+Its pretraining is the objective ``avbert``: masked embeddings (MEP), told from negatives that are
+drawn by their content (CANS), and correct pairs (CPP).
+
 The backbone is joint: its key in a recipe is ``video+audio``. Its low-rank linear maps, whose
 rotations stay orthogonal, are `mmssl_avbert.low_rank` and serve any Transformer.
 """
@@ -19,3 +22,9 @@ from mmssl.hooks import Register
 def register_backbones(register: Register) -> None:
     """Register the joint backbone under the name that recipes use."""
     register("avbert", "mmssl_avbert.backbone:AVBert")
+
+
+@hookimpl
+def register_objectives(register: Register) -> None:
+    """Register the backbone's pretraining."""
+    register("avbert", "mmssl_avbert.objective:AVBertPretraining")

@@ -1,0 +1,344 @@
+"""Pretraining of AVBert: masked embeddings, and correct pairs (Lee et al., ICLR 2021, 2.1).
+
+MEP, masked embedding prediction, masks the same clips of video and sound and asks each
+Transformer which embedding was there. CPP, correct pair prediction, asks of outputs of video and
+sound whether they belong together::
+
+    L = L_NCE(x_a, y_a) + L_NCE(x_v, y_v) + L_NCE([x_a; x_v], z) + alpha L_CPP      (6, 7)
+
+What the paper leaves open, and how it is read here: a Transformer has one scoring function, also
+h_AV for both modalities; negatives are of the positive's modality, the same for y and z; CPP sees
+the outputs of the masked sequences, for which Transformers run once; its classifiers have a hidden
+layer, since a linear one is a sum over the two halves of a pair and could not tell which belong
+together. Whether a wrong pair of h_AV has been seen together by it is ``wrong_pairs``.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmssl.contracts import Batch, Features, Losses, Objective
+from mmssl.data.draws import Draws
+from mmssl.errors import UserError
+from mmssl.training import distributed
+from mmssl.training.encoders import Encoders
+from mmssl_avbert.backbone import MODALITIES, MULTIMODAL, AVBert, SequenceFeatures
+from mmssl_avbert.masked import Compatibility, info_nce, masked_positions
+from mmssl_avbert.negatives import Interval, drawn, weights
+from mmssl_avbert.pairing import pair_loss, partners
+
+Negatives = Literal["sequence", "minibatch", "cans_similar", "cans_dissimilar"]
+Pool = Literal["rank", "global"]
+Wrong = Literal["outputs", "inputs"]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+UNIMODAL = "unimodal"
+
+
+class AVBertPretraining(Objective):
+    """MEP and CPP for the backbone avbert, with content-aware negatives (CANS).
+
+    Transformers that a backbone's fusion lacks have no terms: with early only the multimodal one
+    is trained, with late only the unimodal ones. A sample counts in the terms whose modalities it
+    has: CPP and the derangement take those that have both, and need two of them.
+
+    The backbone's features are those of unmasked clips, which no term uses: with its
+    ``pooled: cnn`` Transformers run once in a step and not twice.
+
+    Logs the terms: ``video/mep``, ``audio/mep`` and ``multimodal/mep``, of a sequence the sum over
+    its masked clips, ``unimodal/cpp`` and ``multimodal/cpp``, each the sum over summaries and
+    positions, and ``accuracy`` of the classifiers, half of whose pairs are right ones.
+
+    Args:
+        masking: share of a sequence's clips that are masked, at least one; not in the paper.
+        negatives: what a masked clip's embedding is told from: all others of its sequence
+            (sequence) or of the batch (minibatch), or a draw from the batch that favours near
+            (cans_similar) or distant ones (cans_dissimilar). The paper's table 1b compares them.
+        number_of_negatives: how many CANS draws; not in the paper, where a sequence has 29 others.
+        interval: which distances CANS draws from: mean ± 1.96 standard deviations (std), or
+            between the quantiles 0.025 and 0.975 (quantile).
+        pool: what a batch is to negatives and wrong pairs: the rows of a rank, or of all ranks;
+            with global the number of ranks changes nothing.
+        stop_gradient: embeddings are no targets to learn by, only inputs.
+        mep: train masked embedding prediction (without it: 64.6 where all have 67.5 %).
+        mep_multimodal: its third term, of the multimodal Transformer (without it: 66.7 %).
+        cpp: train correct pair prediction (without it: 65.9 %).
+        cpp_positions: also of outputs at two random positions, not of summaries alone (without
+            it: 66.9 %).
+        wrong_pairs: of the multimodal Transformer, which sees both halves of a pair: its outputs
+            for two right sequences, a half of each (outputs), or those for video with another's
+            sound, for which Transformers run once more (inputs). The paper exchanges "the input
+            mini-batch", and classifies pairs of outputs.
+        alpha: weight of CPP.
+        hidden: dimensions between the two layers of scoring functions and classifiers.
+        projection: P, dimensions in which scoring functions compare.
+        init_std: standard deviation of what linear maps begin with.
+    """
+
+    def __init__(
+        self,
+        *,
+        masking: Share = 0.15,
+        negatives: Negatives = "cans_similar",
+        number_of_negatives: Positive = 29,
+        interval: Interval = "std",
+        pool: Pool = "rank",
+        stop_gradient: bool = False,
+        mep: bool = True,
+        mep_multimodal: bool = True,
+        cpp: bool = True,
+        cpp_positions: bool = True,
+        wrong_pairs: Wrong = "outputs",
+        alpha: Weight = 1.0,
+        hidden: Positive = 768,
+        projection: Positive = 256,
+        init_std: Weight = 0.01,
+    ) -> None:
+        super().__init__()
+        if not mep and not cpp:
+            raise UserError("objective: mep and cpp are both off, and nothing is left to train")
+        self._masking = masking
+        self._negatives = negatives
+        self._number = number_of_negatives
+        self._interval: Interval = interval
+        self._global = pool == "global"
+        self._stop_gradient = stop_gradient
+        self._mep = mep
+        self._mep_multimodal = mep_multimodal
+        self._cpp = cpp
+        self._cpp_positions = cpp_positions
+        self._exchange_inputs = wrong_pairs == "inputs"
+        self._alpha = alpha
+        self._hidden = hidden
+        self._projection = projection
+        self._init_std = init_std
+        self.scores = nn.ModuleDict()
+        self.classifiers = nn.ModuleDict()
+
+    def build(self, encoders: Encoders) -> None:
+        """A scoring function for each Transformer, and two classifiers.
+
+        Raises:
+            UserError: the backbone is another, or has no Transformer that would be trained.
+        """
+        backbone = next((b for b in encoders.backbones.values() if isinstance(b, AVBert)), None)
+        if backbone is None:
+            raise UserError("objective: avbert trains the backbone avbert, of video+audio")
+        self._backbone = (backbone,)  # a tuple: its parameters are the encoders'
+        dim, hidden = backbone.dim, self._hidden
+        names = list(backbone.transformers)
+        scored = [n for n in names if self._mep and (n != MULTIMODAL or self._mep_multimodal)]
+        kinds = dict.fromkeys(MULTIMODAL if n == MULTIMODAL else UNIMODAL for n in names)
+        judged = [kind for kind in kinds if self._cpp]
+        if not scored and not judged:
+            raise UserError(
+                "objective: this backbone's fusion has the multimodal Transformer alone: "
+                "mep_multimodal must be on, or cpp"
+            )
+        self.scores = nn.ModuleDict(
+            {name: Compatibility(dim, hidden, self._projection) for name in scored}
+        )
+        self.classifiers = nn.ModuleDict(
+            {
+                kind: nn.Sequential(nn.Linear(2 * dim, hidden), nn.GELU(), nn.Linear(hidden, 1))
+                for kind in judged
+            }
+        )
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, 0, self._init_std)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def loss(self, batch: Batch, features: dict[str, Features]) -> Losses:
+        """The terms of MEP plus alpha times those of CPP.
+
+        Masks, negatives, circles and positions are drawn from the samples' seeds. A term is 0
+        where no sample has what it needs, CPP also where fewer than two do.
+
+        Raises:
+            UserError: training in batches of one sample, which never have wrong pairs.
+        """
+        together = len(batch) * (distributed.size() if self._global else 1)
+        if self.training and self.classifiers and together < 2:
+            raise UserError(
+                "objective.cpp: a batch of 1 has no wrong pairs: give each rank 2 samples or more "
+                "(training.batch_size), or set pool: global, or cpp: false"
+            )
+        embeddings = {}
+        for name in MODALITIES:
+            found = features[name]
+            assert isinstance(found, SequenceFeatures)
+            embeddings[name] = found.embeddings.float()
+        device = batch.seeds.device
+        present = {name: batch.present[name].to(device) for name in MODALITIES}
+        length = embeddings["video"].shape[1]
+        positions = masked_positions(Draws(batch.seeds, "mask").uniform(length), self._masking)
+        masked = torch.zeros(len(batch), length, dtype=torch.bool, device=device)
+        if self._mep:
+            masked = masked.scatter(1, positions, True)
+        outputs = self._backbone[0].contextualise(embeddings, batch.present, masked)
+        losses = Losses(torch.zeros((), device=device))
+        if self.scores:
+            by_transformer = {name: {name: y} for name, y in outputs.unimodal.items()}
+            by_transformer[MULTIMODAL] = outputs.multimodal
+            self._mep_terms(losses, batch.seeds, embeddings, present, positions, by_transformer)
+        if self.classifiers:
+            by_kind = {UNIMODAL: outputs.unimodal, MULTIMODAL: outputs.multimodal}
+            self._cpp_terms(losses, batch.seeds, embeddings, present, masked, by_kind)
+        return losses
+
+    def _mep_terms(
+        self,
+        losses: Losses,
+        seeds: Tensor,
+        embeddings: dict[str, Tensor],
+        present: dict[str, Tensor],
+        positions: Tensor,
+        outputs: dict[str, dict[str, Tensor]],
+    ) -> None:
+        """Add InfoNCE of each Transformer's outputs at masked positions."""
+        targets, negatives = {}, {}
+        for name, x in embeddings.items():
+            pool = self._gather(x.detach() if self._stop_gradient else x)
+            there = self._gather(present[name].float()) > 0
+            targets[name] = pool.flatten(0, 1)
+            negatives[name] = self._drawn(name, seeds, pool.detach(), there, positions)
+        positive = self._rows(seeds)[:, None] * embeddings["video"].shape[1] + positions
+        for transformer, score in self.scores.items():
+            summed = torch.zeros((), device=seeds.device)
+            rows = torch.zeros(len(seeds), dtype=torch.bool, device=seeds.device)
+            for name, y in outputs[transformer].items():
+                at = _at(y[:, 1:], positions)
+                each = info_nce(score(at, targets[name]), positive, negatives[name]).sum(1)
+                summed = summed + (each * present[name]).sum()
+                rows = rows | present[name]
+            self._add(losses, f"{transformer}/mep", summed, rows)
+
+    def _drawn(
+        self, name: str, seeds: Tensor, pool: Tensor, there: Tensor, positions: Tensor
+    ) -> Tensor:
+        """Which clips of the pool are negatives of each masked one.
+
+        Args:
+            name: the modality.
+            seeds: ``[B]``.
+            pool: ``[P, T, D]``, embeddings without gradients.
+            there: ``[P]`` bool, which of them are.
+            positions: ``[B, n]``, masked clips.
+
+        Returns:
+            ``[B, n, P·T]`` bool.
+        """
+        size, length, _ = pool.shape
+        row = self._rows(seeds)
+        own = row[:, None] * length + positions
+        clip = torch.arange(size * length, device=seeds.device)
+        candidates = there.repeat_interleave(length) & (clip != own[..., None])
+        if self._negatives == "sequence":
+            return candidates & (clip // length == row[:, None, None])
+        if self._negatives == "minibatch":
+            return candidates
+        everything = pool.flatten(0, 1)
+        with torch.autocast(pool.device.type, enabled=False):
+            distances = torch.cdist(  # by differences: products lose what is near
+                everything[own.flatten()],
+                everything,
+                compute_mode="donot_use_mm_for_euclid_dist",
+            )
+        weight = weights(
+            distances.unflatten(0, own.shape),
+            candidates,
+            similar=self._negatives == "cans_similar",
+            interval=self._interval,
+        )
+        noise = Draws(seeds, f"negatives {name}").uniform(*weight.shape[1:])
+        return drawn(weight, noise, self._number)
+
+    def _cpp_terms(
+        self,
+        losses: Losses,
+        seeds: Tensor,
+        embeddings: dict[str, Tensor],
+        present: dict[str, Tensor],
+        masked: Tensor,
+        outputs: dict[str, dict[str, Tensor]],
+    ) -> None:
+        """Add the classifiers' loss on right and wrong pairs."""
+        draws = Draws(seeds, "pairs")
+        whole = self._gather((present["video"] & present["audio"]).float()) > 0
+        circle = partners(self._gather(draws.uniform()), whole)
+        own = self._rows(seeds)
+        partner = circle[own]
+        used = whole[own] & (partner != own)
+        length = masked.shape[1]
+        positions = 1 + (draws.uniform(2) * length).long().clamp(max=length - 1)
+        for kind, classifier in self.classifiers.items():
+            pairs = self._pairs(outputs[kind], positions)
+            if kind == MULTIMODAL and self._exchange_inputs:
+                sound = self._gather(embeddings["audio"])[partner]
+                heard = self._gather(present["audio"].float())[partner] > 0
+                strangers = self._backbone[0].contextualise(
+                    {"video": embeddings["video"], "audio": sound},
+                    {"video": present["video"], "audio": heard},
+                    masked,
+                )
+                others = self._pairs(strangers.multimodal, positions)
+            else:
+                others = [(video, self._gather(audio)[partner]) for video, audio in pairs]
+            summed = torch.zeros((), device=seeds.device)
+            correct = torch.zeros((), device=seeds.device)
+            for pair, other in zip(pairs, others, strict=True):
+                right, wrong = _judge(classifier, *pair), _judge(classifier, *other)
+                summed = summed + (pair_loss(right, wrong) * used).sum()
+                correct = correct + (((right > 0).float() + (wrong <= 0).float()) * used).sum()
+            self._add(losses, f"{kind}/cpp", summed, used, self._alpha)
+            count = losses.counts[f"{kind}/cpp"]
+            losses.counts[f"{kind}/accuracy"] = count
+            losses.parts[f"{kind}/accuracy"] = distributed.global_mean(
+                correct / (2 * len(pairs)), count
+            )
+
+    def _pairs(self, outputs: dict[str, Tensor], positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Of video and audio the summaries ``[B, D]``, and those at ``positions [B, 2]``."""
+        video, audio = (outputs[name].float() for name in MODALITIES)
+        pairs = [(video[:, 0], audio[:, 0])]
+        if self._cpp_positions:
+            seen, heard = _at(video, positions[:, :1]), _at(audio, positions[:, 1:])
+            pairs.append((seen.squeeze(1), heard.squeeze(1)))
+        return pairs
+
+    def _add(
+        self, losses: Losses, name: str, summed: Tensor, rows: Tensor, weight: float = 1.0
+    ) -> None:
+        """Add the mean over all ranks' rows that count."""
+        count = distributed.total(rows.sum())
+        term = distributed.global_mean(summed, count)
+        losses.total = losses.total + weight * term
+        losses.parts[name] = term.detach()
+        losses.counts[name] = count
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        """The rows that count as one batch, ``[P, ...]``."""
+        return distributed.gather(rows) if self._global else rows
+
+    def _rows(self, seeds: Tensor) -> Tensor:
+        """``[B]``, where this rank's rows lie among those."""
+        first = distributed.rank() * len(seeds) if self._global else 0
+        return first + torch.arange(len(seeds), device=seeds.device)
+
+
+def _at(rows: Tensor, positions: Tensor) -> Tensor:
+    """``rows [B, N, D]`` at ``positions [B, n]``: ``[B, n, D]``."""
+    return rows.gather(1, positions[..., None].expand(-1, -1, rows.shape[2]))
+
+
+def _judge(classifier: nn.Module, seen: Tensor, heard: Tensor) -> Tensor:
+    """``[B]`` float32 logits of belonging together, also under autocast."""
+    with torch.autocast(seen.device.type, enabled=False):
+        logits: Tensor = classifier(torch.cat([seen, heard], 1))
+        return logits.squeeze(1)
