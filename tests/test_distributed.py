@@ -525,7 +525,6 @@ def stepped(folder: Path, halves: bool) -> dict[str, Any]:
         settings=changed(batch_size=12, sync_batch_norm=False),
         objective=Agreement(),
         data=Rows(48, without={"b": [*range(0, 48, 3), 1, 2]}),
-        validation=Rows(12),
         epochs=1,
         dropout=0.0,
     )

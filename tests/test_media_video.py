@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -182,7 +183,16 @@ def test_crop_is_drawn_in_training_and_central_in_evaluation(tmp_path: Path) -> 
 @pytest.mark.parametrize("size", [(96, 64), (64, 96), (66, 50)])
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 def test_crops_go_along_the_longer_side(tmp_path: Path, size: tuple[int, int], turns: int) -> None:
-    path = write(tmp_path / "a.mp4", frames=4, size=size, rotation=90 * turns)
+    path = tmp_path / "a.mp4"
+    columns, rows = np.meshgrid(*(np.linspace(0, 255, n) for n in size))
+    ramp = np.stack([columns, rows, np.full_like(rows, 128)], axis=2).astype(np.uint8)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=30)
+        stream.width, stream.height = size
+        stream.set_display_rotation(90 * turns)
+        for _ in range(4):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(ramp, format="rgb24")))
+        out.mux(stream.encode())
     side = min(size)
     modality = Video(frames=1, short_side=side, crop=side)
     with Media(Sample("x", str(path))) as media:
@@ -200,7 +210,7 @@ def test_crops_go_along_the_longer_side(tmp_path: Path, size: tuple[int, int], t
     assert rest == max(size) - side
     for start, crop in ((0, first), (rest // 2, middle), (rest, last)):
         difference = np.asarray(crop).astype(int) - picture[:, start : start + side].astype(int)
-        assert np.abs(difference).mean() < 2
+        assert np.abs(difference).mean() < 4  # a pixel off along the ramp; ends are 60 apart
 
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 96), (66, 50), (160, 32)])

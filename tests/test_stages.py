@@ -77,6 +77,16 @@ def test_kept_features_are_those_of_row_by_row(
             assert np.allclose(got, values.reshape(got.shape), atol=1e-5)
 
 
+def test_views_that_could_not_be_read_do_not_count() -> None:
+    values = np.array([[1.0], [50.0], [3.0], [50.0], [-4.0], [50.0]], np.float32)
+    there = np.array([True, False, True, False, True, False])
+    block = Block(np.array([7, 7, 7, 9, 9, 9]), np.zeros(6, int), {"a": values}, {"a": there})
+    for how, expected in (("mean", [2.0, -4.0]), ("max", [3.0, -4.0])):
+        found = kept_features._over(block, how)  # type: ignore[arg-type]
+        assert found.values["a"][:, 0].tolist() == expected
+        assert (found.index.tolist(), found.present["a"].tolist()) == ([7, 9], [True, True])
+
+
 def test_a_killed_pass_goes_on_with_the_blocks_that_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
