@@ -57,6 +57,9 @@ class Sample:
         root: folder that relative paths in `fields` are relative to.
         span: first byte and number of bytes of the media in that file, where it is a part of an
             archive; None for the whole file.
+        readers: by name, modalities that this sample is read by, where other than the recipe's,
+            such as one at the rate of its source. They read tensors of the same shape and dtype as
+            the recipe's, which prepare them.
     """
 
     id: str
@@ -68,6 +71,7 @@ class Sample:
     root: str = ""
     span: tuple[int, int] | None = None
     labels: tuple[int, ...] | None = None
+    readers: "Mapping[str, Modality]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,9 @@ class Batch:
 class Features:
     """What a backbone makes of one modality.
 
+    A backbone may return a subclass, a dataclass too, with further tensors ``[B, ...]`` for
+    objectives that know it.
+
     Attributes:
         pooled: ``[B, D]``, one vector a clip.
         tokens: ``[B, N, D]`` where the backbone has them.
@@ -257,10 +264,12 @@ class Dataset(ABC):
     Attributes:
         classes: names of the classes that labels index; empty for unlabelled data.
         multilabel: may a sample have several classes? They are in `Sample.labels` then.
+        readers: all that `Sample.readers` is of its samples, to be checked before any is read.
     """
 
     classes: Sequence[str] = ()
     multilabel: bool = False
+    readers: Sequence[Mapping[str, Modality]] = ()
 
     @abstractmethod
     def __len__(self) -> int:
@@ -317,6 +326,13 @@ class Backbone(nn.Module):
     modalities: frozenset[str] | Literal["any"]
     dim: int
     joint: bool = False
+
+    def subnetworks(self) -> "Mapping[str, Backbone]":
+        """Networks within this one that can be measured by themselves, by name; none by default.
+
+        They share its parameters, and have no others: a copy of one is a part of its weights.
+        """
+        return {}
 
 
 class FeatureBatch(Protocol):
@@ -403,9 +419,12 @@ class Objective(nn.Module):
             that trains nothing.
         class_names: the classes of the training data, empty without labels; set before `build`.
         multilabel: may a sample have several of them? Set before `build`, too.
+        frozen: what a round does not train, of the encoders or of the objective itself: parameters,
+            or whole modules, which then compute as in evaluation. `begin_round` sets it.
     """
 
     rounds: int = 1
+    frozen: Sequence[nn.Module | nn.Parameter] = ()
     class_names: Sequence[str] = ()
     multilabel: bool = False
 
@@ -544,7 +563,7 @@ class EvaluationContext(Protocol):
         pretraining_data: the dataset of pretraining, for measuring what was found in it.
         device: where encoders run.
         progress: who watches what takes longer than two seconds.
-        components: the recipe's modalities by key, in its order.
+        components: the modalities that are measured by key, in the recipe's order.
         modalities: their keys.
         seed: the recipe's seed.
     """
@@ -563,7 +582,7 @@ class EvaluationContext(Protocol):
     def seed(self) -> int: ...  # noqa: D102
 
     def encoders(self, weights: Weights = "pretrained") -> "Encoders":
-        """The encoders, on `device`; a copy for whoever asks."""
+        """The encoders that are measured, on `device`; a copy for whoever asks."""
 
     def objective(self) -> Objective:
         """The objective as pretraining left it, on `device`, in eval mode.
@@ -592,7 +611,7 @@ class EvaluationContext(Protocol):
             weights: of which encoders, or encoders themselves, such as `train` returned.
             read: what of the features, which are float32, is wanted; by default `Features.pooled`
                 of each modality.
-            modalities: what is read of a sample, where other than the recipe's: clips of another
+            modalities: what is read of a sample, where other than `components`: clips of another
                 length, or some modalities only.
             clips: clips per sample, uniformly placed.
             crops: crops per clip, along the longer side of the picture.
@@ -621,7 +640,7 @@ class EvaluationContext(Protocol):
             training: as the block of this name in a recipe.
             validation: its loss is measured after every epoch; `Training.early_stop` needs it.
             weights: where to begin.
-            modalities: what is read of a sample, where other than the recipe's; encoders of the
+            modalities: what is read of a sample, where other than `components`; encoders of the
                 others take no part.
 
         Returns:
@@ -630,13 +649,17 @@ class EvaluationContext(Protocol):
 
 
 class Evaluator(ABC):
-    """Measures a pretrained encoder on a labelled dataset."""
+    """Measures a pretrained encoder on a labelled dataset.
+
+    A recipe may give each one ``subnetworks`` and ``modalities``, too: which networks are measured
+    and how clips are read. The context follows them, and an evaluator need not know.
+    """
 
     def check(self, modalities: Sequence[str]) -> None:  # noqa: B027 - most fit any
         """Check, before anything is trained, that there is what it is to measure.
 
         Args:
-            modalities: the recipe's.
+            modalities: those that are measured.
 
         Raises:
             UserError: there is not.

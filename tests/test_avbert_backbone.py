@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from ranks import on_ranks
+from tiny_avbert import NAMES, RECIPE, avbert, clips, present
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -24,36 +25,13 @@ from mmssl.training.settings import Group, grouped
 from mmssl_avbert.backbone import AVBert, Fusion, Pooled, SequenceFeatures
 from mmssl_avbert.low_rank import rotations
 from mmssl_avbert.transformer import Sharing
-from mmssl_backbones.audio_resnet import ResNet18Audio
-from mmssl_backbones.video_resnet import r3d_18
 
-NAMES = ("video", "audio")
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def avbert(**changed: Any) -> AVBert:
-    """As small as it comes: clips of 2 and 8 frames, sequences of at most 3."""
-    sizes = {"dim": 12, "layers": 2, "heads": 3, "hidden": 16, "rank": 5}
-    frames = {"video_frames": 2, "audio_frames": 8, "length": 3}
-    cnns = {"video_cnn": r3d_18(width=0.125), "audio_cnn": ResNet18Audio(width=0.125)}
-    return AVBert(**cnns, **(frames | sizes | {"dropout": 0.0, "init_std": 0.3} | changed))
-
-
-def clips(rows: int, length: int = 3) -> dict[str, Tensor]:
-    return {
-        "video": torch.randn(rows, 3, 2 * length, 16, 16),
-        "audio": torch.randn(rows, 1, 8, 8 * length),
-    }
-
-
-def present(*rows: str) -> dict[str, Tensor]:
-    """Masks of rows such as "va", "v" and the empty one."""
-    return {name: torch.tensor([name[0] in row for row in rows]) for name in NAMES}
 
 
 def close(found: Tensor, right: Tensor) -> None:
@@ -69,7 +47,7 @@ def slow(net: AVBert, x: dict[str, Tensor], has: str) -> tuple[dict, dict]:
     turned = rotations(net.transformers)
 
     def normed(name: str, rows: list[Tensor]) -> Tensor:
-        norm = net.norms[name]
+        norm = net.places[name].norm
         return torch.stack(
             [(r - r.mean()) / r.std(correction=0) * norm.weight + norm.bias for r in rows]
         )
@@ -79,15 +57,15 @@ def slow(net: AVBert, x: dict[str, Tensor], has: str) -> tuple[dict, dict]:
         return net.transformers[name](rows[None], everything, turned)[0]
 
     names = [name for name in NAMES if name[0] in has]
-    y = {name: [net.bos[name], *x[name]] for name in names}
+    y = {name: [net.streams[name].bos, *x[name]] for name in names}
     unimodal, multimodal = {}, {}
     if "video" in net.transformers:
         for name in names:
-            u = [row + net.time[name][t] for t, row in enumerate(y[name])]
+            u = [row + net.places[name].time[t] for t, row in enumerate(y[name])]
             unimodal[name] = y[name] = through(name, normed(name, u))
     if "multimodal" in net.transformers and names:
         w = [
-            row + net.time["multimodal"][t] + net.modality[name]
+            row + net.places["multimodal"].time[t] + net.modality[name]
             for name in names
             for t, row in enumerate(y[name])
         ]
@@ -126,7 +104,7 @@ def test_masked_clips_are_replaced_in_both_modalities(fusion: Fusion) -> None:
     replaced = {name: x[name].clone() for name in NAMES}
     for name in NAMES:
         for i, t in masked.nonzero().tolist():
-            replaced[name][i, t] = net.mask[name].detach()
+            replaced[name][i, t] = net.streams[name].mask.detach()
     right = net.contextualise(replaced, present("va", "a"))
     for name in NAMES:
         for found, expected in ((out.unimodal, right.unimodal), (out.multimodal, right.multimodal)):
@@ -148,7 +126,7 @@ def test_clips_are_consecutive_parts_of_a_sequence() -> None:
         video = whole["video"][i : i + 1, :, 2 * t : 2 * t + 2]
         audio = whole["audio"][i : i + 1, :, :, 8 * t : 8 * t + 8]
         for name, clip in (("video", video), ("audio", audio)):
-            linear, norm = net.glue[name]
+            linear, norm = net.streams[name].glue
             pooled = net.cnns.backbones[name](clip).pooled
             y = pooled @ linear.weight.T + linear.bias
             y = (y - y.mean()) / y.var(correction=0).sqrt() * norm.weight + norm.bias
@@ -222,8 +200,9 @@ def test_the_papers_numbers_of_parameters() -> None:
     with torch.device("meta"):
         net = avbert(length=30, dim=768, layers=6, heads=12, hidden=3072, rank=128)
     assert sum(p.numel() for p in net.transformers.parameters()) == 3_843_840
-    embeddings = (net.bos, net.time, net.modality, net.norms)
-    assert sum(p.numel() for part in embeddings for p in part.parameters()) == 79_104
+    vectors = [*net.places.parameters(), *net.modality.parameters()]
+    vectors += [stream.bos for stream in net.streams.values()]
+    assert sum(p.numel() for p in vectors) == 79_104
 
 
 # Absent modalities
@@ -279,16 +258,17 @@ def test_what_is_absent_changes_nothing(training: bool) -> None:
 def trained(rows: list[str]) -> dict[str, Any]:
     """A step's outputs, gradients and statistics, of this rank's part of the rows."""
     torch.manual_seed(3)
-    encoders = Encoders({"video+audio": avbert()}, list(NAMES))
+    encoders = Encoders({"video+audio": avbert()}, list(NAMES)).double()
     if distributed.size() > 1:
         synchronise(encoders)
-    whole, weights = clips(len(rows)), torch.randn(len(rows), 12)
+    whole = {name: clip.double() for name, clip in clips(len(rows)).items()}
+    weights = torch.randn(len(rows), 12)
     own = [*distributed.share(len(rows))]
     features = encoders(
         {name: clip[own] for name, clip in whole.items()}, present(*(rows[i] for i in own))
     )
     sum((f.pooled * weights[own]).sum() for f in features.values()).backward()
-    gradients = {n: p.grad for n, p in encoders.named_parameters() if ".mask." not in n}
+    gradients = {n: p.grad for n, p in encoders.named_parameters() if not n.endswith(".mask")}
     assert all(gradient is not None for gradient in gradients.values())
     return {
         "pooled": {name: f.pooled.detach() for name, f in features.items()},
@@ -301,12 +281,12 @@ def test_ranks_train_alike_where_one_of_them_has_no_sound() -> None:
     rows = ["va", "a", "va", "v", "v", "v"]
     one = trained(rows)
     found = on_ranks(2, trained, rows)
-    same = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-4)
+    same = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-8)
     for name in NAMES:
         same(torch.cat([f["pooled"][name] for f in found]), one["pooled"][name])
     for f in found:
         same(f["buffers"], one["buffers"])
-        same(f["gradients"], one["gradients"], rtol=1e-2, atol=1e-3)
+        same(f["gradients"], one["gradients"])
 
 
 # Training
@@ -316,7 +296,8 @@ def test_gradients_in_float64() -> None:
     net = avbert(dim=4, heads=2, hidden=4, rank=3, layers=1).double()
     masks = present("va", "v")
     layer = "transformers.video.layers.0"
-    vectors = ("bos.audio", "time.multimodal", "modality.video", "mask.video")
+    streams = ("streams.audio.bos", "streams.video.mask")
+    vectors = (*streams, "places.multimodal.time", "modality.video")
     chosen = (f"{layer}.value.skew", f"{layer}.merge.up.weight", *vectors)
     parameters = {name: net.get_parameter(name) for name in chosen}
     masked = torch.tensor([[True, False], [False, False]])
@@ -388,38 +369,6 @@ def test_transformers_compile_as_one_graph() -> None:
 
 
 # Recipes
-
-RECIPE = """\
-name: long
-seed: 1
-device: cpu
-modalities:
-  video: {use: video, frames: 6, fps: 6, short_side: 20, crop: 16}
-  audio: {use: audio, seconds: 0.96, mels: 8, hop_ms: 40, window_ms: 40}
-backbones:
-  video+audio:
-    use: avbert
-    video_cnn: {use: r3d_18, width: 0.125}
-    audio_cnn: {use: resnet18_audio, width: 0.125}
-    video_frames: 2
-    audio_frames: 8
-    length: 3
-    dim: 12
-    layers: 2
-    heads: 3
-    hidden: 16
-    rank: 4
-data:
-  train: {use: synthetic, videos: 16, side: 32, fps: 8, seconds: 1}
-objective: {use: xdc, rounds: 1, clusters: 4}
-training:
-  epoch_size: 16
-  epochs: 1
-  batch_size: 8
-  optimizer: {use: adamw, lr: 0.0001, amsgrad: true}
-  schedule: cosine
-  groups: [{parameters: "*.skew", lr: 0.00001}]
-"""
 
 
 def test_a_recipe_is_planned(tmp_path: Path) -> None:

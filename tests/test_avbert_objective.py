@@ -10,8 +10,8 @@ from unittest.mock import patch
 import pytest
 import torch
 from ranks import on_ranks
-from test_avbert_backbone import NAMES, RECIPE, avbert, clips, present
 from test_avbert_functions import slow_weights
+from tiny_avbert import NAMES, RECIPE, avbert, clips, present
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 from typer.testing import CliRunner

@@ -1,5 +1,6 @@
 """Encoders: absent modalities, several modalities in one backbone, saving."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from toys import Perceptron
 
 from mmssl.contracts import Backbone, Features
+from mmssl.errors import UserError
 from mmssl.training.encoders import Encoders
 
 
@@ -95,3 +97,86 @@ def test_saved_and_loaded_with_tied_tensors(tmp_path: Path) -> None:
     second.load(tmp_path / "encoders.safetensors")
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name])
+
+
+# Features of a class of their own
+
+
+@dataclass(kw_only=True)
+class Several(Features):
+    candidates: Tensor
+    valid: Tensor
+
+
+class Candidates(Backbone):
+    modalities = "any"
+    dim = 3
+
+    def forward(self, clip: Tensor) -> Several:
+        return Several(
+            pooled=clip, candidates=torch.stack([clip, 2 * clip], 1), valid=clip[:, :2] < 9
+        )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_further_tensors_of_features_are_kept_where_rows_are_absent(training: bool) -> None:
+    network = Encoders({"a": Candidates()}, ["a"]).train(training)
+    present = torch.tensor([True, False, True])
+    clip = torch.arange(9.0).view(3, 3)
+    found = network({"a": clip}, {"a": present})["a"]
+    assert isinstance(found, Several)
+    assert found.tokens is None
+    torch.testing.assert_close(found.candidates[:, 1], 2 * clip * present[:, None])
+    assert found.valid.tolist() == [[True, True], [False, False], [True, True]]
+
+
+# Networks within backbones
+
+
+class Whole(Joint):
+    def subnetworks(self) -> dict[str, Backbone]:
+        return {"small": Part(self.shared), "both": self}
+
+
+class Part(Candidates):
+    def __init__(self, shared: nn.Module) -> None:
+        super().__init__()
+        self.shared = shared
+
+
+def test_subnetworks_share_parameters_and_stand_in_the_recipes_order() -> None:
+    whole = Encoders({"b+a": Whole(), "c": Perceptron(3, 5)}, ["a", "b", "c"])
+    part = whole.subnetworks({"b": "small"})
+    assert part.modalities == ["b"]
+    assert {id(p) for p in part.parameters()} < {id(p) for p in whole.parameters()}
+    assert whole.subnetworks({"b+a": "both"}).modalities == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"a": "smal"}, "subnetworks.a: no backbone has a subnetwork 'smal'; there are: small, bo"),
+        ({"c": "small"}, "subnetworks.c: 'small' of b\\+a does not encode c"),
+        ({"a+b": "small"}, "subnetworks.a\\+b: 'small' of b\\+a does not encode a\\+b"),
+        ({"a": "both"}, "subnetworks.a: 'both' of b\\+a does not encode a$"),
+        ({"b+a": "both", "a": "small"}, "subnetworks.a: 'a' is encoded by two of them"),
+    ],
+)
+def test_subnetworks_that_are_not_there(chosen: dict[str, str], message: str) -> None:
+    whole = Encoders({"b+a": Whole(), "c": Perceptron(3, 5)}, ["a", "b", "c"])
+    with pytest.raises(UserError, match=message):
+        whole.subnetworks(chosen)
+
+
+def test_a_frozen_network_in_training_computes_as_in_evaluation() -> None:
+    network = encoders().train()
+    network.backbones["a"].eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    present = {"a": torch.tensor([True] * 5 + [False]), "b": ALL}
+    first, second = (network(CLIPS, present)["a"].pooled for _ in range(2))
+    assert torch.equal(first, second)
+    after = network.state_dict()
+    assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("backbones.a."))
+    none = {"a": torch.zeros(6, dtype=torch.bool), "b": ALL}
+    network(CLIPS, none)
+    assert not network.backbones["a"].training

@@ -61,11 +61,13 @@ class Context:
         dataset: Dataset,
         *,
         weights: str = "pretrained",
+        read: object = None,
         modalities: object = None,
         clips: int = 1,
         crops: int = 1,
+        over_views: str = "mean",
     ) -> dict[str, LabelledFeatures]:
-        assert modalities is None
+        assert (read, modalities, over_views) == (None, None, "mean")
         self.asked.append((dataset, weights, clips * crops))
         labels = dataset.labels()
         index = np.flatnonzero(labels != IGNORE)

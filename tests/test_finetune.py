@@ -73,15 +73,26 @@ class ToyRows(Rows):
 
 
 class Tagged(ToyRows):
-    """Rows of several classes: what a row's vector says, and class 0 for every second row."""
+    """Rows of several classes: what a row's vector says, and class 0 for every second row.
+
+    Args:
+        size: how many.
+        first: the number of the first one.
+        unlabelled: rows without labels.
+    """
 
     multilabel = True
+
+    def __init__(self, *, size: int = 48, first: int = 0, unlabelled: tuple[int, ...] = ()) -> None:
+        super().__init__(size=size, first=first)
+        self.unlabelled = unlabelled
 
     def sample(self, index: int) -> Sample:
         own = super().sample(index)
         assert own.label is not None
         several = tuple(sorted({own.label} | ({0} if index % 2 else set())))
-        return Sample(own.id, None, 0.0, 10.0, own.label, own.fields, labels=several)
+        labels = None if index in self.unlabelled else several
+        return Sample(own.id, None, 0.0, 10.0, own.label, own.fields, labels=labels)
 
     def labels(self) -> np.ndarray:
         return np.full(len(self), -100, np.int32)
@@ -285,6 +296,43 @@ def test_one_modality_only(tmp_path: Path) -> None:
     assert all("a/loss" not in record for record in read_log(out / "training-01"))
 
 
+JOINED = "evaluations.ft.objective={use: supervised, joined: true}"
+
+
+def test_all_modalities_together(tmp_path: Path) -> None:
+    """The classifier sees both: noise in the place of one takes nothing away, of both all."""
+    out = run(tmp_path, JOINED)
+    found = metrics(out)
+    assert set(found) == {"chance", "train_samples"} | {
+        f"a+b/{figure}" for figure in ("top1", "mean_class_accuracy", "test_samples")
+    }
+    assert found["a+b/top1"] > 0.9
+    assert found["a+b/test_samples"] == 28  # two rows have a alone
+    log = read_log(out / "training-01")
+    assert all({"a+b/loss", "a+b/accuracy"} <= set(record) for record in log)
+    assert not [key for record in log for key in record if key.startswith(("a/", "b/"))]
+    table, confusions = json.loads((out / "tables.json").read_text())
+    assert [row[0] for row in table["rows"]] == ["a+b"]
+    assert confusions["title"] == "Most frequent confusions of a+b"
+
+    for noisy, low, high in (("a", 0.9, 1.01), ("b", 0.9, 1.01), ("ab", 0.0, 0.7)):
+        noise = [
+            f"evaluations.ft.modalities.{name}={{use: vector, name: {name}, noise: 1000}}"
+            for name in noisy
+        ]
+        top1 = metrics(run(tmp_path / noisy, JOINED, *noise))["a+b/top1"]
+        assert low <= top1 < high, noisy
+
+
+def test_a_single_modality_cannot_be_joined(tmp_path: Path) -> None:
+    """Found by a dry run, before anything is trained."""
+    with pytest.raises(UserError, match=r"toy.yaml:19: .*ft: objective.joined: .* beside 'b'"):
+        make_plan(recipe_in(tmp_path, JOINED, "evaluations.ft.only=[b]"))
+    probe = "evaluations.p={use: linear_probe, train: rows, test: rows, joined: true, only: [a]}"
+    with pytest.raises(UserError, match=r"evaluations.p: joined: there is nothing .* beside 'a'"):
+        make_plan(recipe_in(tmp_path, probe))
+
+
 # Without dropout, whose draws are others on every rank.
 WHOLE = ("backbones.a={use: perceptron, dropout: 0}", "backbones.b={use: perceptron, dropout: 0}")
 
@@ -360,11 +408,12 @@ def test_several_classes_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Finetune, "_measure", noted)
     out = run(
         tmp_path,
-        "evaluations.ft.train={use: tagged, size: 48}",
+        "evaluations.ft.train={use: tagged, size: 48, unlabelled: [1, 30]}",
         "evaluations.ft.test={use: tagged, size: 30, first: 100}",
     )
     found, scores = metrics(out), kept["0"]
     assert scores.labels.shape == (30, 3)
+    assert found["train_samples"] == 46
     expected = sklearn.metrics.average_precision_score(scores.labels, scores.pooled)
     assert found["a/map"] == pytest.approx(expected)
     areas = sklearn.metrics.roc_auc_score(scores.labels, scores.pooled, average=None)
@@ -502,6 +551,7 @@ def test_validation_stops_training_and_draws_its_curve(tmp_path: Path) -> None:
         ("objective=scratch", r"ft: objective: Scratch is no classifier"),
         ("clips=0", r"ft.clips: expected a whole number >= 1, got 0"),
         ("only=[]", r"ft.only: expected a list of length >= 1"),
+        ("modalities.c={use: vector, name: b}", r"ft.modalities.c: this modality is not measured"),
     ],
 )
 def test_mistakes_that_a_dry_run_finds(override: str, message: str, tmp_path: Path) -> None:
@@ -514,7 +564,6 @@ def test_mistakes_that_a_dry_run_finds(override: str, message: str, tmp_path: Pa
     ("override", "message"),
     [
         ("only=[a, c]", r"ft: only: the recipe has no modality 'c', only 'a', 'b'"),
-        ("only=[a]", r"ft: modalities: 'b' is not fine-tuned, only 'a'"),
         ("test.classes=4", r"ft: train and test must have the same classes in the same order"),
         ("test.size=2", r"ft: test has no sample of 'class 2', which train has"),
         ("train.size=2", r"ft: train has no sample of 'class 2', which test has"),

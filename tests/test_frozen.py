@@ -88,11 +88,13 @@ class Context:
         dataset: Dataset,
         *,
         weights: str = "pretrained",
+        read: object = None,
         modalities: Mapping[str, Any] | None = None,
         clips: int = 1,
         crops: int = 1,
         over_views: str = "mean",
     ) -> dict[str, LabelledFeatures]:
+        assert read is None
         views = clips * crops
         self.asked.append({"data": dataset, "weights": weights, "over": over_views, "views": views})
         every = dataset.labels().astype(np.int64)
@@ -510,7 +512,7 @@ evaluations:
   low_rank: {{use: low_rank, train: {TRAIN}, test: {TEST}, clips: 2, components: 16, steps: 40}}
   svm:
     {{use: svm, train: {TRAIN}, test: {TEST}, clips: 2, fit_on: clips, only: [audio]}}
-  knn: {{use: knn, train: {TRAIN}, test: {TEST}, k: [1, 3], untrained: false}}
+  knn: {{use: knn, train: {TRAIN}, test: {TEST}, k: [1, 3], untrained: false, joined: true}}
   retrieval: {{use: retrieval, data: {TEST}, clips: 2, space: pooled}}
   clusters: {{use: clusters}}
   filters: {{use: filters}}
@@ -529,7 +531,7 @@ def test_all_of_them_through_the_command_line(tmp_path: Path) -> None:
     expected = {
         "low_rank": "video/top1",
         "svm": "audio/cost",
-        "knn": "audio/k3/top1",
+        "knn": "video+audio/k3/top1",
         "retrieval": "video-to-audio/r@5",
         "clusters": "video/matched_accuracy",
         "filters": "video/change",

@@ -122,6 +122,67 @@ def test_rows_without_label_or_modality_do_not_count() -> None:
     }
 
 
+def joined_loss(
+    objective: Supervised, given: dict[str, Features], labels: Tensor, rows: list[int]
+) -> tuple[float, float]:
+    """Loss and, of single classes, accuracy over some rows, by loops in double precision."""
+    head = objective.heads["a+b"][-1]  # type: ignore[index]
+    weight, bias = head.weight.double(), head.bias.double()
+    losses, right = [], []
+    for row in rows:
+        inputs = [*given["a"].pooled[row].tolist(), *given["b"].pooled[row].tolist()]
+        logits = [
+            sum(float(w) * x for w, x in zip(weight[c], inputs, strict=True)) + float(bias[c])
+            for c in range(CLASSES)
+        ]
+        if labels.ndim == 2:
+            ps = [1 / (1 + math.exp(-z)) for z in logits]
+            each = [math.log(p if y else 1 - p) for p, y in zip(ps, labels[row], strict=True)]
+            losses.append(-sum(each))
+        else:
+            label = int(labels[row])
+            losses.append(math.log(sum(math.exp(z) for z in logits)) - logits[label])
+            right.append(max(range(CLASSES), key=logits.__getitem__) == label)
+    return float(np.mean(losses)), float(np.mean(right)) if right else math.nan
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_joined_classifier_by_loops(multilabel: bool) -> None:
+    objective = built(joined=True, modalities="ab", multilabel=multilabel)
+    assert list(objective.heads) == ["a+b"]
+    assert objective.heads["a+b"][-1].weight.shape == (CLASSES, 2 * DIM)  # type: ignore[index]
+    labels = torch.tensor([0, IGNORE, 2, 3, 1, 4])
+    if multilabel:
+        labels = (torch.rand(6, CLASSES, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+        labels[1] = IGNORE
+    present = {"a": [True] * 5 + [False], "b": [True, True, False, True, True, True]}
+    given = features(6, "ab")
+    # As encoders may give them: in another order, zeros where absent.
+    given = {n: Features(given[n].pooled * torch.tensor(present[n])[:, None]) for n in "ba"}
+    losses = objective.loss(batch(labels, present), given)
+    loss, accuracy = joined_loss(objective, given, labels, [0, 3, 4])
+    assert float(losses.total) == pytest.approx(loss, rel=1e-5)
+    assert float(losses.parts["a+b/loss"]) == pytest.approx(loss, rel=1e-5)
+    assert set(losses.parts) == {"a+b/loss"} | (set() if multilabel else {"a+b/accuracy"})
+    assert {int(n) for n in losses.counts.values()} == {3}
+    if not multilabel:
+        assert float(losses.parts["a+b/accuracy"]) == pytest.approx(accuracy)
+    assert list(objective.logits(given)) == ["a+b"]
+
+
+def test_only_samples_that_have_all_teach_a_joined_classifier() -> None:
+    objective = built(joined=True, modalities="ab", grad=True)
+    halves = {"a": [True, True, False, False], "b": [False, False, True, True]}
+    given = features(4, "ab")
+    for found in given.values():
+        found.pooled.requires_grad_()
+    losses = objective.loss(batch([0, 1, 2, 3], halves), given)
+    losses.total.backward()
+    assert losses.total == 0
+    assert not any(found.pooled.grad.any() for found in given.values())  # type: ignore[union-attr]
+    assert not any(p.grad.any() for p in objective.parameters())  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_nothing_to_learn_from_is_no_loss(multilabel: bool) -> None:
     objective = built(multilabel=multilabel, inverse_frequency=multilabel, grad=True)
@@ -314,6 +375,32 @@ def test_mixing_and_weights_do_not_depend_on_ranks(ranks: int) -> None:
     torch.testing.assert_close(losses.mean(), alone["loss"])
 
 
+def joined_of_rank(size: int) -> dict[str, Any]:
+    """Loss and gradients of this rank's share of a batch; the first half has few complete rows."""
+    objective = built(joined=True, modalities="ab", grad=True)
+    rows = distributed.share(size)
+    own = slice(rows.start, rows.stop)
+    present = {"a": [i not in (0, 1, 7) for i in range(size)], "b": [i > 2 for i in range(size)]}
+    labels = torch.arange(size) % CLASSES
+    given = {n: Features(f.pooled[own]) for n, f in features(size, "ab").items()}
+    losses = objective.loss(batch(labels[own], {n: m[own] for n, m in present.items()}), given)
+    losses.total.backward()
+    return {
+        "loss": losses.total.detach(),
+        "count": int(losses.counts["a+b/loss"]),
+        "gradients": [p.grad for p in objective.parameters()],
+    }
+
+
+def test_joined_gradients_do_not_depend_on_ranks() -> None:
+    alone, found = joined_of_rank(12), on_ranks(3, joined_of_rank, 12)
+    assert {alone["count"]} == {f["count"] for f in found} == {8}
+    torch.testing.assert_close(torch.stack([f["loss"] for f in found]).mean(), alone["loss"])
+    for number, gradient in enumerate(alone["gradients"]):
+        mean = torch.stack([f["gradients"][number] for f in found]).mean(0)
+        torch.testing.assert_close(mean, gradient)
+
+
 # Mistakes
 
 
@@ -324,6 +411,7 @@ def test_mixing_and_weights_do_not_depend_on_ranks(ranks: int) -> None:
         ({"multilabel": True, "loss": "softmax"}, "loss: softmax needs samples of one class"),
         ({"multilabel": True, "label_smoothing": 0.1}, "label_smoothing needs samples of one"),
         ({"loss": "sigmoid", "label_smoothing": 0.1}, "label_smoothing: is for softmax"),
+        ({"joined": True}, "objective.joined: there is nothing to put beside 'a': take a second"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], message: str) -> None:

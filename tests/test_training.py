@@ -14,6 +14,7 @@ from toys import Agreement, Rows, Vector
 from mmssl.contracts import Batch, Features, Losses, Round
 from mmssl.errors import UserError
 from mmssl.training import checkpoints
+from mmssl.training.encoders import Encoders
 from mmssl.training.log import Log, read_log
 from mmssl.training.loop import Pretraining
 from mmssl.training.optimizers import adamw
@@ -299,6 +300,67 @@ def test_frozen_encoders_stay_as_they_are(tmp_path: Path) -> None:
     records = [r for r in read_log(tmp_path / "run") if r["kind"] == "validation"]
     assert records[-1]["loss"] < records[0]["loss"]
     assert 0 <= records[-1]["a/accuracy"] <= 1
+
+
+class Turns(Agreement):
+    """In each round another of the encoders stays as it is, and one parameter of the other."""
+
+    rounds = 2
+
+    def build(self, encoders: Encoders) -> None:
+        self._encoders = (encoders,)
+
+    def begin_round(self, round: Round) -> tuple[()]:
+        a, b = (self._encoders[0].backbones[name] for name in "ab")
+        self.frozen = [a, b.layers[0].bias] if round.number == 1 else [b]  # type: ignore[union-attr, index]
+        return ()
+
+
+def test_what_an_objective_freezes_stays_as_it_is(tmp_path: Path) -> None:
+    def make(folder: Path) -> Pretraining:
+        weights = changed(make_optimizer=partial(adamw, lr=0.01, weight_decay=0.5))
+        return pretraining(folder, settings=weights, objective=Turns())
+
+    def moved(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+        return {name for name in before if not torch.equal(before[name], after[name])}
+
+    job = make(tmp_path / "run")
+    begun = {name: value.clone() for name, value in job.encoders.state_dict().items()}
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, "mmssl.training.loop.Pretraining.step", 17)  # the 5th step of round 2
+        with pytest.raises(Killed):
+            job.run()
+    halfway = checkpoints.load(checkpoints.path_of(tmp_path / "run" / "checkpoints", 12))
+    first = moved(begun, halfway["encoders"])
+    assert {n for n in first if n.startswith("backbones.a.")} == set()
+    assert "backbones.b.layers.0.bias" not in first
+    assert "backbones.b.layers.0.weight" in first
+    job = make(tmp_path / "run")
+    job.run()
+    second = moved(halfway["encoders"], job.encoders.state_dict())
+    assert {n for n in second if n.startswith("backbones.b.")} == set()
+    assert "backbones.a.layers.0.bias" in second
+    assert "backbones.a.layers.1.running_mean" in second
+    make(tmp_path / "whole").run()
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_long_gradients_are_scaled_down(tmp_path: Path) -> None:
+    def gradients(folder: str, clip_norm: float | None) -> torch.Tensor:
+        job = pretraining(tmp_path / folder, settings=changed(clip_norm=clip_norm), epochs=1)
+        batch = next(job.batches(1, ())).batch
+        job.objective.begin_round = lambda round: ()  # type: ignore[method-assign]
+        job.objective = Agreement()
+        job._network.objective = job.objective
+        job.train_mode()
+        job.step(batch, 0.0)
+        return torch.cat([p.grad.flatten() for p in job.encoders.parameters()])  # type: ignore[union-attr]
+
+    free = gradients("free", None)
+    norm = float(free.norm())
+    clipped = gradients("clipped", norm / 4)
+    torch.testing.assert_close(clipped, free / 4, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(gradients("short", 2 * norm), free, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

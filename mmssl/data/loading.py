@@ -139,10 +139,13 @@ class ClipReader:
 
     Args:
         dataset: where samples come from.
-        modalities: what is read of each, in the recipe's order.
+        modalities: what is read of each, in the recipe's order; `Sample.readers` go before them.
         seed: the recipe's seed.
         sampler: which row stands at a position, for training; None to read rows in order.
         views: with ``sampler=None``, of each row: item ``row * len(views) + view``.
+
+    Raises:
+        UserError: what some samples are read by does not go into one batch with the others.
     """
 
     def __init__(
@@ -163,7 +166,8 @@ class ClipReader:
         self.time_limit = math.inf
         #: Rows whose reading ended a process, and how; the loader finds out.
         self.deadly: dict[int, str] = {}
-        self.seconds = max(modality.seconds for modality in modalities.values())
+        for readers in dataset.readers:
+            _check(readers, self.modalities)
 
     def __getitem__(self, item: int) -> tuple[Clip, list[Unreadable]]:
         with timing.step("read"):  # what is not counted under a name of its own
@@ -187,8 +191,9 @@ class ClipReader:
             return np.random.default_rng(derive_seed(self.seed, position, attempt, stream))
 
         with self._watched(row), Media(sample) as media:
-            window = training_window(media.start, media.end, self.seconds, rng("window"))
-            tensors, present = self._modalities(media, window, rng)
+            readers = self._readers(sample)
+            window = training_window(media.start, media.end, _seconds(readers), rng("window"))
+            tensors, present = _read_all(readers, media, window, rng)
         seed = derive_seed(self.seed, "augment", position)
         return Clip(row, seed, self._label(sample), tensors, present)
 
@@ -197,8 +202,9 @@ class ClipReader:
         sample = self.dataset.sample(row)
         try:
             with self._watched(row), Media(sample) as media:
-                window = self.views.window(view, media.start, media.end, self.seconds)
-                tensors, present = self._modalities(media, window, lambda _: None)
+                readers = self._readers(sample)
+                window = self.views.window(view, media.start, media.end, _seconds(readers))
+                tensors, present = _read_all(readers, media, window, lambda _: None)
         except BadMedia as error:
             return self._empty(row, sample), [Unreadable(row, sample.id, str(error))]
         return Clip(row, 0, self._label(sample), tensors, present), []
@@ -215,24 +221,9 @@ class ClipReader:
         empty = {name: modality.empty() for name, modality in self.modalities.items()}
         return Clip(row, 0, self._label(sample), empty, dict.fromkeys(empty, False))
 
-    def _modalities(
-        self,
-        media: Media,
-        window: Window,
-        rng: Callable[[str], np.random.Generator | None],
-    ) -> tuple[dict[str, Tensor], dict[str, bool]]:
-        tensors, present = {}, {}
-        for name, modality in self.modalities.items():
-            try:
-                with timing.step(f"read {name}"):
-                    tensors[name] = modality.read(media, window, rng(name))
-                present[name] = True
-            except MissingModality:
-                tensors[name] = modality.empty()
-                present[name] = False
-        if not any(present.values()):
-            raise BadMedia(f"has none of the modalities {', '.join(present)}")
-        return tensors, present
+    def _readers(self, sample: Sample) -> dict[str, Modality]:
+        """What a sample is read by."""
+        return {name: sample.readers.get(name, own) for name, own in self.modalities.items()}
 
     def _label(self, sample: Sample) -> Tensor:
         """A sample's row of `Batch.labels`."""
@@ -243,6 +234,47 @@ class ClipReader:
         targets = torch.zeros(len(self.dataset.classes))
         targets[list(sample.labels)] = 1.0
         return targets
+
+
+def _check(readers: Mapping[str, Modality], modalities: Mapping[str, Modality]) -> None:
+    for name, reader in readers.items():
+        if name in modalities:
+            theirs, ours = reader.empty(), modalities[name].empty()
+            if (theirs.shape, theirs.dtype) != (ours.shape, ours.dtype):
+                raise UserError(
+                    f"modality {name!r}: some samples would be read as {_form(theirs)}, the others "
+                    f"as {_form(ours)}; a batch needs one size"
+                )
+
+
+def _form(tensor: Tensor) -> str:
+    """``32 x 224 x 224 x 3 uint8``."""
+    return f"{' x '.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _seconds(modalities: Mapping[str, Modality]) -> float:
+    """The length of the window that all can be read from."""
+    return max(modality.seconds for modality in modalities.values())
+
+
+def _read_all(
+    modalities: Mapping[str, Modality],
+    media: Media,
+    window: Window,
+    rng: Callable[[str], np.random.Generator | None],
+) -> tuple[dict[str, Tensor], dict[str, bool]]:
+    tensors, present = {}, {}
+    for name, modality in modalities.items():
+        try:
+            with timing.step(f"read {name}"):
+                tensors[name] = modality.read(media, window, rng(name))
+            present[name] = True
+        except MissingModality:
+            tensors[name] = modality.empty()
+            present[name] = False
+    if not any(present.values()):
+        raise BadMedia(f"has none of the modalities {', '.join(present)}")
+    return tensors, present
 
 
 def collate(items: Sequence[tuple[Clip, list[Unreadable]]], split: Split) -> Loaded:

@@ -11,6 +11,7 @@ from mmssl.data.loading import LoaderSettings
 from mmssl.errors import UserError
 from mmssl.recipe import Recipe
 from mmssl.recipe.model import Training
+from mmssl.recipe.typed import suggest
 from mmssl.training import distributed
 from mmssl.training.encoders import Encoders
 from mmssl.training.settings import Group, RoundPlan, Settings
@@ -29,6 +30,43 @@ def build_encoders(recipe: Recipe) -> Encoders:
             torch.manual_seed(derive_seed(recipe.seed, "backbone", key))
             backbones[key] = spec.build()
     return Encoders(backbones, list(recipe.modalities))
+
+
+def measured_encoders(recipe: Recipe, name: str, encoders: Encoders) -> Encoders:
+    """The networks that an evaluation measures: the recipe's, or some within them.
+
+    Args:
+        recipe: the run's.
+        name: the evaluation's.
+        encoders: all of the recipe's.
+
+    Raises:
+        UserError: the evaluation asks for what they do not have.
+    """
+    asked = recipe.evaluations[name].build_measured().subnetworks
+    if not asked:
+        return encoders
+    try:
+        return encoders.subnetworks(asked)
+    except UserError as error:
+        path, _, reason = str(error).partition(": ")
+        raise recipe.error(("evaluations", name, *path.split(".")), reason) from error
+
+
+def measured_modalities(recipe: Recipe, name: str) -> dict[str, Modality]:
+    """How clips are read for an evaluation, of the modalities that it measures.
+
+    Raises:
+        UserError: it says so of one that it does not measure.
+    """
+    asked = recipe.evaluations[name].build_measured()
+    encoded = [key for keys in asked.subnetworks for key in keys.split("+")]
+    keys = [key for key in recipe.modalities if not encoded or key in encoded]
+    for key in asked.modalities:
+        if key not in keys:
+            message = f"this modality is not measured{suggest(key, keys)}"
+            raise recipe.error(("evaluations", name, "modalities", key), message)
+    return {key: asked.modalities.get(key) or recipe.modalities[key].build() for key in keys}
 
 
 def build_objective(recipe: Recipe, encoders: Encoders, train: Dataset) -> Objective:
@@ -140,6 +178,7 @@ def training_settings(training: Training, *, seed: int, max_bad: float) -> Setti
         checkpoint_minutes=training.checkpoint.minutes,
         keep=training.checkpoint.keep,
         max_bad=max_bad,
+        clip_norm=training.clip_norm,
         groups=[
             Group(
                 group.parameters,

@@ -67,7 +67,7 @@ def evaluate(recipe: Recipe, name: str, folder: RunFolder, progress: Progress) -
         run_folder=folder.path,
         folder=out,
         device=assembly.choose_device(recipe),
-        components=assembly.build_modalities(recipe),
+        components=assembly.measured_modalities(recipe, name),
         pretraining_data=distributed.main_first(lambda: assembly.build_datasets(recipe)[0]),
         title=name,
         progress=progress,
@@ -154,7 +154,7 @@ class Context:
 
     @property
     def modalities(self) -> list[str]:
-        """The recipe's modalities, in its order."""
+        """The modalities that are measured, in the recipe's order."""
         return list(self.components)
 
     @property
@@ -167,6 +167,7 @@ class Context:
         encoders = assembly.build_encoders(self.recipe)
         if weights == "pretrained":
             encoders.load(self.run_folder / "checkpoints" / "encoders.safetensors")
+        encoders = assembly.measured_encoders(self.recipe, self.title, encoders)
         if self.recipe.training.channels_last:
             assembly.to_memory_format(encoders)
         return encoders.to(self.device)

@@ -48,8 +48,12 @@ def make_plan(recipe: Recipe) -> Plan:
         spec.build()
     for name, spec in recipe.evaluations.items():
         evaluator: Evaluator = spec.build()
+        measured = assembly.measured_encoders(recipe, name, encoders)
+        components = assembly.measured_modalities(recipe, name)
+        if measured is not encoders or spec.parameters["modalities"]:
+            _check_features(recipe, measured, components, ("evaluations", name))
         try:
-            evaluator.check(list(modalities))
+            evaluator.check(list(components))
         except UserError as error:
             raise recipe.error(("evaluations", name), str(error)) from error
     _check_batch(recipe, launcher)
@@ -184,10 +188,29 @@ def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def _check_features(recipe: Recipe, encoders: Encoders, modalities: dict[str, Modality]) -> None:
-    """Send shapes without data through every backbone."""
+def _check_features(
+    recipe: Recipe,
+    encoders: Encoders,
+    modalities: dict[str, Modality],
+    place: tuple[str, ...] = (),
+) -> None:
+    """Send shapes without data through every backbone.
+
+    Args:
+        recipe: the run's.
+        encoders: what is checked.
+        modalities: what clips they see.
+        place: of the evaluation that they belong to, for messages.
+    """
     for key, backbone in encoders.backbones.items():
         assert isinstance(backbone, Backbone)
+        for name in key.split("+"):
+            serves, kind = backbone.modalities, modalities[name].kind
+            if serves != "any" and kind not in serves:
+                there = " and ".join(sorted(serves))
+                raise recipe.error(
+                    place or ("backbones", key), f"{key} has a network for {there}, not for {kind}"
+                )
         ghost = copy.deepcopy(backbone).to("meta").eval()
         names = key.split("+")
         clips = {
@@ -206,14 +229,15 @@ def _check_features(recipe: Recipe, encoders: Encoders, modalities: dict[str, Mo
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
             shapes = ", ".join(f"{n} {list(modalities[n].shape)}" for n in names)
             reason = (str(error) or type(error).__name__).splitlines()[0]
+            who = f"{key} " if place else ""
             raise recipe.error(
-                ("backbones", key), f"does not take clips of shape {shapes}: {reason}"
+                place or ("backbones", key), f"{who}does not take clips of shape {shapes}: {reason}"
             ) from error
         for name in names:
             shape = tuple(features[name].pooled.shape)
             if shape != (2, backbone.dim):
                 raise recipe.error(
-                    ("backbones", key),
+                    place or ("backbones", key),
                     f"gives pooled features of shape {list(shape)} for 2 clips of {name}, but "
                     f"declares dim {backbone.dim}; this is the plugin's defect",
                 )

@@ -3,13 +3,20 @@
 import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from mmssl.errors import UserError
 from mmssl.registry import SINGULAR, Registration
+
+if TYPE_CHECKING:
+    from mmssl.recipe.evaluation import Measured
+
+
+#: Keys that a recipe gives a component and the core heeds: see `mmssl.recipe.evaluation`.
+_CORES_OWN = {"evaluators": ("subnetworks", "modalities")}
 
 
 @dataclass
@@ -52,7 +59,8 @@ class ComponentSpec:
             UserError: the component does not load or refuses its parameters; the message names
                 the place in the recipe.
         """
-        parameters = {name: _build(value) for name, value in self.parameters.items()}
+        own = _CORES_OWN.get(self.kind, ())
+        parameters = {n: _build(value) for n, value in self.parameters.items() if n not in own}
         try:
             target = self.registration.load()
             _check_call(target, self.registration, args, {**parameters, **context})
@@ -61,6 +69,12 @@ class ComponentSpec:
             reason = " ".join(str(error).split())
             message = f"{self.where}: {reason}" if self.where else reason
             raise UserError(message) from error
+
+    def build_measured(self) -> "Measured":
+        """What an evaluation measures: the keys that are not its evaluator's."""
+        from mmssl.recipe.evaluation import Measured
+
+        return Measured(**{name: _build(self.parameters[name]) for name in _CORES_OWN[self.kind]})
 
 
 def blame(registration: Registration) -> str:

@@ -170,6 +170,11 @@ class Training(Typed):
         description="Parameters with a learning rate or weight decay of their own, such as a "
         "classifier's.",
     )
+    clip_norm: Rate | None = Field(
+        default=None,
+        description="The largest norm of a step's gradients, of all parameters together; longer "
+        "ones are scaled down to it. null: none are.",
+    )
     final_round: FinalRound | None = Field(
         default=None, description="What the last round does otherwise, such as training for longer."
     )

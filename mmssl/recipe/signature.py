@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
 from typing import Annotated, Any, Final, Union, get_args, get_origin
@@ -76,9 +76,27 @@ class Parameter:
 def parameters(target: Callable[..., Any]) -> list[Parameter]:
     """What a recipe may set of a component, in the order of its signature.
 
+    Of an evaluator also what it may set of every evaluation.
+
     Raises:
         UserError: a parameter has no annotation, or one that cannot be resolved.
     """
+    own = _own_parameters(target)
+    contracts = sys.modules.get("mmssl.contracts")
+    if not (contracts and isinstance(target, type) and issubclass(target, contracts.Evaluator)):
+        return own
+    from mmssl.recipe.evaluation import Measured
+
+    common = [replace(parameter, default={}) for parameter in _own_parameters(Measured)]
+    for parameter in common:
+        if parameter.name in {p.name for p in own}:
+            raise UserError(
+                f"a parameter cannot be called {parameter.name!r}: every evaluation has such a key"
+            )
+    return [*own, *common]
+
+
+def _own_parameters(target: Callable[..., Any]) -> list[Parameter]:
     function: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     found = [p for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]
     hints = _hints(function, [p.name for p in found])

@@ -98,11 +98,12 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, counted: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         axes = [0, *range(2, x.ndim)]
+        exact = torch.promote_types(x.dtype, torch.float32)
         if x.numel():
-            variance, mean = torch.var_mean(x.float(), axes, correction=0)
+            variance, mean = torch.var_mean(x.to(exact), axes, correction=0)
         else:
-            mean = variance = torch.zeros(x.shape[1], device=x.device)
-        own = torch.full((1,), x.numel() / x.shape[1] if counted else 0.0, device=x.device)
+            mean = variance = torch.zeros(x.shape[1], dtype=exact, device=x.device)
+        own = mean.new_full((1,), x.numel() / x.shape[1] if counted else 0.0)
         mine = torch.cat([own, mean, variance])
         parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, mine)
@@ -127,19 +128,19 @@ class _Normalise(torch.autograd.Function):
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
         scale = (variance + ctx.eps).rsqrt()
-        centred = x - mean.view(shape)  # float32, as the mean is
+        centred = x - mean.view(shape)  # float32 at least, as the mean is
         own = torch.stack(
-            [gradient.sum(axes, dtype=torch.float32), (gradient * centred).sum(axes) * scale]
+            [gradient.sum(axes, dtype=mean.dtype), (gradient * centred).sum(axes) * scale]
         )
         sums = own.clone()
         dist.all_reduce(sums)
-        factor = scale if weight is None else scale * weight.float()
+        factor = scale if weight is None else scale * weight.to(mean.dtype)
         if ctx.counted:
             by_mean, by_scale = (sums / count).unbind()
             # In place: activations of video are large.
             centred *= (-factor * by_scale * scale).view(shape)
             centred -= (factor * by_mean).view(shape)
-            inner = centred.addcmul_(gradient.float(), factor.view(shape))
+            inner = centred.addcmul_(gradient.to(mean.dtype), factor.view(shape))
         else:
             inner = gradient * factor.view(shape)
         return (

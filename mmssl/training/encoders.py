@@ -1,6 +1,7 @@
 """The recipe's backbones, by modality."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ class Encoders(nn.Module):
                 features |= backbone(
                     {name: clips[name] for name in names}, {name: present[name] for name in names}
                 )
-            elif self.training:
+            elif self.training and backbone.training:  # not where it is frozen
                 ranks = distributed.size() if self.together else 1
                 features[key] = _train(backbone, clips[key], present[key], everywhere[key], ranks)
             else:
@@ -88,6 +89,36 @@ class Encoders(nn.Module):
                 kept[key] = backbone
         return Encoders(kept, wanted)  # type: ignore[arg-type]
 
+    def subnetworks(self, chosen: Mapping[str, str]) -> "Encoders":
+        """Networks within the backbones, which share their parameters.
+
+        Args:
+            chosen: the names of `Backbone.subnetworks` by modality, or by several joined by ``+``.
+
+        Raises:
+            UserError: no backbone has one of the name, it encodes something else, or a modality
+                stands twice.
+        """
+        offered = {
+            name: (key, network)
+            for key, backbone in self.backbones.items()
+            for name, network in backbone.subnetworks().items()  # type: ignore[operator]
+        }
+        networks: dict[str, Backbone] = {}
+        taken: list[str] = []
+        for key, name in chosen.items():
+            if name not in offered:
+                there = f"; there are: {', '.join(offered)}" if offered else ""
+                raise UserError(f"subnetworks.{key}: no backbone has a subnetwork {name!r}{there}")
+            whole, network = offered[name]
+            names = key.split("+")
+            if not set(names) <= set(whole.split("+")) or (len(names) > 1) != network.joint:
+                raise UserError(f"subnetworks.{key}: {name!r} of {whole} does not encode {key}")
+            if twice := set(names) & set(taken):
+                raise UserError(f"subnetworks.{key}: {twice.pop()!r} is encoded by two of them")
+            networks[key], taken = network, [*taken, *names]
+        return Encoders(networks, [name for name in self.modalities if name in taken])
+
     def save(self, path: Path) -> None:
         """Write all weights as safetensors, atomically."""
         save_weights(self, path)
@@ -107,9 +138,8 @@ def _measure(backbone: nn.Module, clip: Tensor, present: Tensor) -> Features:
     features: Features = backbone(clip)
     if bool(present.all()):
         return features
-    mask = present.to(clip.device)[:, None]
-    tokens = None if features.tokens is None else features.tokens * mask[..., None]
-    return Features(features.pooled * mask, tokens)
+    mask = present.to(clip.device)
+    return _changed(features, lambda x: x * mask.view(-1, *[1] * (x.ndim - 1)))
 
 
 def _train(
@@ -142,9 +172,14 @@ def _train(
     else:
         # BatchNorm refuses a single value per channel: a lonely row stands twice.
         some = backbone(clip[rows] if everywhere > 1 else clip[rows.repeat(2)])
-    return Features(
-        _spread(some.pooled[: len(rows)], rows, len(clip)),
-        None if some.tokens is None else _spread(some.tokens[: len(rows)], rows, len(clip)),
+    return _changed(some, lambda x: _spread(x[: len(rows)], rows, len(clip)))
+
+
+def _changed(features: Features, change: Callable[[Tensor], Tensor]) -> Features:
+    """Features of the same class, with each of their tensors changed."""
+    tensors = {field.name: getattr(features, field.name) for field in fields(features)}
+    return replace(
+        features, **{name: change(x) for name, x in tensors.items() if isinstance(x, Tensor)}
     )
 
 

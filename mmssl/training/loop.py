@@ -119,7 +119,9 @@ class Pretraining:
         progress: Progress,
     ) -> None:
         self.folder = folder
-        self.encoders = encoders.to(device).requires_grad_(not settings.freeze_encoders)
+        self.encoders = encoders.to(device)
+        if settings.freeze_encoders:
+            self.encoders.requires_grad_(False)
         self.objective = objective.to(device)
         self.modalities = modalities
         self.datasets: dict[Split, Dataset] = {"train": train}
@@ -133,6 +135,7 @@ class Pretraining:
         self.trackers = trackers
         self.progress = progress
         self.state = State()
+        self._frozen: list[nn.Parameter] = []
         self.optimizer = self._new_optimizer()
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         for part in self.encoders.modules():  # also those within a joint backbone
@@ -224,6 +227,7 @@ class Pretraining:
         """One round, or what a checkpoint left of it."""
         state, plan = self.state, self.plan(self.state.round)
         self._agree_on_statistics()
+        self._thaw()
         anew = self._begin_round(resumed=state.begun)
         self._tell_skipped()
         if not state.begun:
@@ -233,6 +237,7 @@ class Pretraining:
                 self.optimizer.state.pop(parameter, None)
             state.begun = True
             self._save()
+        self._freeze()
         steps = self.settings.steps_per_epoch * plan.epochs
         title = f"round {state.round}/{self.objective.rounds}: training"
         self._parallelise()
@@ -240,6 +245,27 @@ class Pretraining:
             self._steps(plan, steps, advance)
         state.next_round(self.objective.rounds)
         self._save()
+
+    def _freeze(self) -> None:
+        """Take from training what the objective does not train in this round.
+
+        The optimizer holds all parameters, and passes over those without gradient.
+        """
+        parameters = (
+            p
+            for part in self.objective.frozen
+            for p in (part.parameters() if isinstance(part, nn.Module) else [part])
+        )
+        self._frozen = [p for p in parameters if p.requires_grad]
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+    def _thaw(self) -> None:
+        """Give it back: another round may train it, and optimizers are made of all parameters."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen = []
 
     def _begin_round(self, resumed: bool) -> Iterable[nn.Parameter]:
         return self.objective.begin_round(
@@ -393,6 +419,10 @@ class Pretraining:
             for name, value in losses.parts.items():
                 sums[name] = sums.get(name, 0) + value / settings.accumulate
         with timing.step("optimizer"):
+            if settings.clip_norm is not None:
+                self.scaler.unscale_(self.optimizer)
+                trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+                nn.utils.clip_grad_norm_(trained, settings.clip_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
         return Losses(total, sums)
@@ -468,6 +498,9 @@ class Pretraining:
         """Encoders and objective as a step wants them."""
         self.encoders.train(not self.settings.freeze_encoders)
         self.objective.train()
+        for part in self.objective.frozen:
+            if isinstance(part, nn.Module):
+                part.eval()
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         modules = {"encoders": self.encoders, "objective": self.objective}

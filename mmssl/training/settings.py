@@ -100,6 +100,7 @@ class Settings:
     keep: int
     max_bad: float
     groups: Sequence["Group"] = ()
+    clip_norm: float | None = None
 
     @property
     def steps_per_epoch(self) -> int:

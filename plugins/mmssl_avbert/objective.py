@@ -13,13 +13,14 @@ layer, since a linear one is a sum over the two halves of a pair and could not t
 together. Whether a wrong pair of h_AV has been seen together by it is ``wrong_pairs``.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmssl.contracts import Batch, Features, Losses, Objective
+from mmssl.contracts import Batch, Features, Losses, Objective, Round
 from mmssl.data.draws import Draws
 from mmssl.errors import UserError
 from mmssl.training import distributed
@@ -76,6 +77,9 @@ class AVBertPretraining(Objective):
         alpha: weight of CPP.
         hidden: dimensions between the two layers of scoring functions and classifiers.
         projection: P, dimensions in which scoring functions compare.
+        first: a modality whose CNN and Transformer are trained alone in a first round, on their
+            term of MEP, and stay as they are in a second one, which trains the rest (audio: 62.8,
+            video: 63.1 where all are trained together 67.5 %, B.6).
         init_std: standard deviation of what linear maps begin with.
     """
 
@@ -96,11 +100,14 @@ class AVBertPretraining(Objective):
         alpha: Weight = 1.0,
         hidden: Positive = 768,
         projection: Positive = 256,
+        first: Literal["video", "audio"] | None = None,
         init_std: Weight = 0.01,
     ) -> None:
         super().__init__()
         if not mep and not cpp:
             raise UserError("objective: mep and cpp are both off, and nothing is left to train")
+        if first is not None and not mep:
+            raise UserError("objective.first: one modality alone has only mep to train on")
         self._masking = masking
         self._negatives = negatives
         self._number = number_of_negatives
@@ -115,6 +122,9 @@ class AVBertPretraining(Objective):
         self._alpha = alpha
         self._hidden = hidden
         self._projection = projection
+        self._first = first
+        self._alone = False
+        self.rounds = 1 if first is None else 2
         self._init_std = init_std
         self.scores = nn.ModuleDict()
         self.classifiers = nn.ModuleDict()
@@ -131,6 +141,10 @@ class AVBertPretraining(Objective):
         self._backbone = (backbone,)  # a tuple: its parameters are the encoders'
         dim, hidden = backbone.dim, self._hidden
         names = list(backbone.transformers)
+        if self._first is not None and self._first not in names:
+            raise UserError(
+                "objective.first: this backbone's fusion has no Transformer of one modality"
+            )
         scored = [n for n in names if self._mep and (n != MULTIMODAL or self._mep_multimodal)]
         kinds = dict.fromkeys(MULTIMODAL if n == MULTIMODAL else UNIMODAL for n in names)
         judged = [kind for kind in kinds if self._cpp]
@@ -154,6 +168,27 @@ class AVBertPretraining(Objective):
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 
+    def begin_round(self, round: Round) -> Iterable[nn.Parameter]:
+        """Freeze what `first` says: all but its modality, and in the second round its modality."""
+        if self._first is not None:
+            net = self._backbone[0]
+            own = [
+                net.cnns.backbones[self._first],
+                net.streams[self._first],
+                net.places[self._first],
+                net.transformers[self._first],
+            ]
+            self._alone = round.number == 1
+            if self._alone:  # Transformers share parameters: what is left is no list of modules
+                trained = {id(p) for part in own for p in part.parameters()}
+                trained |= {id(p) for p in self.scores[self._first].parameters()}
+                others = (*net.parameters(), *self.parameters())
+                cnns = (cnn for name, cnn in net.cnns.backbones.items() if name != self._first)
+                self.frozen = [*cnns, *(p for p in others if id(p) not in trained)]
+            else:
+                self.frozen = own
+        return ()
+
     def loss(self, batch: Batch, features: dict[str, Features]) -> Losses:
         """The terms of MEP plus alpha times those of CPP.
 
@@ -164,7 +199,7 @@ class AVBertPretraining(Objective):
             UserError: training in batches of one sample, which never have wrong pairs.
         """
         together = len(batch) * (distributed.size() if self._global else 1)
-        if self.training and self.classifiers and together < 2:
+        if self.training and self.classifiers and not self._alone and together < 2:
             raise UserError(
                 "objective.cpp: a batch of 1 has no wrong pairs: give each rank 2 samples or more "
                 "(training.batch_size), or set pool: global, or cpp: false"
@@ -187,7 +222,7 @@ class AVBertPretraining(Objective):
             by_transformer = {name: {name: y} for name, y in outputs.unimodal.items()}
             by_transformer[MULTIMODAL] = outputs.multimodal
             self._mep_terms(losses, batch.seeds, embeddings, present, positions, by_transformer)
-        if self.classifiers:
+        if self.classifiers and not self._alone:
             by_kind = {UNIMODAL: outputs.unimodal, MULTIMODAL: outputs.multimodal}
             self._cpp_terms(losses, batch.seeds, embeddings, present, masked, by_kind)
         return losses
@@ -210,6 +245,8 @@ class AVBertPretraining(Objective):
             negatives[name] = self._drawn(name, seeds, pool.detach(), there, positions)
         positive = self._rows(seeds)[:, None] * embeddings["video"].shape[1] + positions
         for transformer, score in self.scores.items():
+            if self._alone and transformer != self._first:
+                continue
             summed = torch.zeros((), device=seeds.device)
             rows = torch.zeros(len(seeds), dtype=torch.bool, device=seeds.device)
             for name, y in outputs[transformer].items():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -15,7 +16,6 @@ from mmssl.contracts import (
     Evaluator,
     Features,
     LabelledFeatures,
-    Modality,
     Objective,
     Table,
     Weights,
@@ -25,7 +25,14 @@ from mmssl.recipe.model import Training
 from mmssl.training import distributed
 from mmssl.training.log import read_log
 from mmssl_evaluators import metrics
-from mmssl_evaluators.labelled import check_classes, check_names, chosen, percent, some
+from mmssl_evaluators.labelled import (
+    check_classes,
+    check_joined,
+    check_names,
+    chosen,
+    percent,
+    some,
+)
 from mmssl_evaluators.supervised import Supervised
 
 if TYPE_CHECKING:
@@ -33,6 +40,9 @@ if TYPE_CHECKING:
 
 # With fewer classes the five best answers say little.
 _CLASSES_FOR_TOP5 = 10
+
+# Samples between two steps of a progress bar that only counts.
+_ROWS = 10_000
 
 # Rows of the table of confusions.
 _CONFUSIONS = 10
@@ -52,14 +62,16 @@ class Finetune(Evaluator):
 
     Every modality gets a classifier of its own. They are trained in one loop, their losses summed,
     and share nothing, so each learns what it would learn alone; only the files are read once. What
-    is tested is the state after the last epoch: a best epoch would be chosen on the test set.
+    is tested is the state after the last epoch: a best epoch would be chosen on the test set. With
+    ``objective: {use: supervised, joined: true}`` there is one classifier of all modalities
+    together, trained and tested on the samples that have all of them.
 
-    Metrics, by modality: ``top1``, from 10 classes on ``top5``, and ``mean_class_accuracy``; where
-    samples may have several classes, ``map``, ``auc`` and ``d_prime`` instead, means over the
-    classes with test samples. ``test_samples`` are those that could be read, with label and
-    modality: where there is none, that is the only figure. ``train_samples`` are those to train
-    on; ``chance`` is the accuracy of the best constant answer. A class that ties with a wrong one
-    counts as wrong.
+    Metrics, by modality, or joined such as ``video+audio/top1``: ``top1``, from 10 classes on
+    ``top5``, and ``mean_class_accuracy``; where samples may have several classes, ``map``, ``auc``
+    and ``d_prime`` instead, means over the classes with test samples. ``test_samples`` are those
+    that could be read, with label and modality: where there is none, that is the only figure.
+    ``train_samples`` are the labelled ones to train on; ``chance`` is the accuracy of the best
+    constant answer. A class that ties with a wrong one counts as wrong.
 
     Args:
         train: labelled dataset to train on.
@@ -71,8 +83,6 @@ class Finetune(Evaluator):
         fc_only: train the classifiers only; the encoders stay as they are, in evaluation mode.
         objective: what is trained, one that classifies; null for ``supervised``.
         only: the modalities to fine-tune; null for all of the recipe.
-        modalities: how clips of a modality are read, where other than in pretraining: with more
-            frames, for instance.
         clips: clips per test sample, uniformly placed.
         crops: crops per clip, along the longer side of the picture.
         average: what becomes of the ``clips * crops`` views of a test sample: the mean of their
@@ -90,7 +100,6 @@ class Finetune(Evaluator):
         fc_only: bool = False,
         objective: Objective | None = None,
         only: Annotated[tuple[str, ...], Field(min_length=1)] | None = None,
-        modalities: dict[str, Modality] | None = None,
         clips: Annotated[int, Field(ge=1)] = 10,
         crops: Annotated[int, Field(ge=1)] = 1,
         average: Literal["probabilities", "logits", "maximum"] = "probabilities",
@@ -104,7 +113,6 @@ class Finetune(Evaluator):
         self.weights = weights
         self.objective = Supervised() if objective is None else objective
         self.only = only
-        self.modalities = modalities or {}
         self.clips = clips
         self.crops = crops
         self.average = average
@@ -123,9 +131,10 @@ class Finetune(Evaluator):
             )
 
     def check(self, modalities: Sequence[str]) -> None:
-        """Refuse modalities that the recipe does not have."""
+        """Refuse modalities that the recipe does not have, and to join a single one."""
         check_names("only", self.only or (), modalities)
-        check_names("modalities", self.modalities, self.only or modalities)
+        if isinstance(self.objective, Supervised) and self.objective.joined:
+            check_joined("objective.joined", self.only or modalities)
 
     def evaluate(self, context: EvaluationContext) -> Evaluation:
         """Train, and test.
@@ -134,8 +143,8 @@ class Finetune(Evaluator):
             UserError: the datasets do not fit, a modality is none of the recipe's, or nothing of
                 the test set could be read.
         """
-        figures = self._check_classes()
-        modalities = self._chosen(context)
+        figures = self._check_classes(context)
+        modalities = chosen(context, self.only)
         self._check_batch()
         encoders = context.train(
             self.train,
@@ -168,7 +177,7 @@ class Finetune(Evaluator):
         curves = _figure(log, steps, {n: r["top1"] for n, r in results.items() if "top1" in r})
         return Evaluation(figures, tables, {"finetune": curves})
 
-    def _check_classes(self) -> dict[str, float]:
+    def _check_classes(self, context: EvaluationContext) -> dict[str, float]:
         """How many samples there are to train on, and what is chance, if the datasets fit."""
         classes = list(self.train.classes)
         if not classes:
@@ -186,17 +195,10 @@ class Finetune(Evaluator):
                     f"samples of train and {name} must alike have one class, or several"
                 )
         if self.train.multilabel:
-            return {"train_samples": len(self.train)}
+            count = distributed.on_main(partial(_with_labels, self.train, context))
+            return {"train_samples": count}
         chance = check_classes(self.train, self.test, "fine-tuning")
         return {"chance": chance, "train_samples": int((self.train.labels() >= 0).sum())}
-
-    def _chosen(self, context: EvaluationContext) -> dict[str, Modality]:
-        """What is read, in the recipe's order."""
-        found = chosen(context, self.only) or dict(context.components)
-        for name in self.modalities:
-            if name not in found:
-                raise UserError(f"modalities: {name!r} is not fine-tuned, only {some([*found])}")
-        return found | self.modalities
 
     def _check_batch(self) -> None:
         """Every rank gets an equal part of every micro-batch."""
@@ -260,6 +262,17 @@ class Finetune(Evaluator):
                 rows.append([classes[right], answer, int(counts[right, chosen]), share])
         columns = ["class", "taken for", "samples", "of the class"]
         return Table(f"Most frequent confusions of {name}", columns, rows)
+
+
+def _with_labels(dataset: Dataset, context: EvaluationContext) -> int:
+    """How many samples of a multi-label dataset are labelled, be it with no class."""
+    count = 0
+    with context.progress.task("labelled samples", len(dataset)) as advance:
+        for start in range(0, len(dataset), _ROWS):
+            rows = range(start, min(start + _ROWS, len(dataset)))
+            count += sum(dataset.sample(row).labels is not None for row in rows)
+            advance(len(rows))
+    return count
 
 
 def _shown(measure: str, value: float | None) -> str:

@@ -22,11 +22,10 @@ from mmssl.contracts import (
 from mmssl.training import distributed
 from mmssl_evaluators.labelled import (
     Figures,
+    Inputs,
+    Source,
     accuracies,
     check_classes,
-    check_features,
-    check_names,
-    chosen,
     compared,
     percent,
 )
@@ -58,6 +57,9 @@ class KNN(Evaluator):
         test: labelled dataset whose classes are told, the same in the same order.
         untrained: measure the same encoders before any training, too.
         only: the modalities to measure; null for all of the recipe.
+        joined: also measure all these modalities' features side by side, under a name such as
+            ``video+audio``, on the samples that have all of them. The longer
+            vectors are of a modality, the more it weighs in their cosine.
         clips: clips per sample, uniformly placed, whose features are averaged.
         crops: crops per clip, along the longer side of the picture, averaged likewise.
         k: numbers of neighbours that vote; all there are where they are fewer.
@@ -72,6 +74,7 @@ class KNN(Evaluator):
         test: Dataset,
         untrained: bool = True,
         only: Annotated[list[str], Field(min_length=1)] | None = None,
+        joined: bool = False,
         clips: Annotated[int, Field(ge=1)] = 1,
         crops: Annotated[int, Field(ge=1)] = 1,
         k: Counts = (1, 5, 20),
@@ -81,7 +84,7 @@ class KNN(Evaluator):
         self.train = train
         self.test = test
         self.untrained = untrained
-        self.only = only
+        self.inputs = Inputs(only, joined)
         self.clips = clips
         self.crops = crops
         self.k = sorted(set(k))
@@ -89,8 +92,8 @@ class KNN(Evaluator):
         self.retrieved = sorted(set(retrieved))
 
     def check(self, modalities: Sequence[str]) -> None:
-        """Refuse `only` where the recipe has no such modality."""
-        check_names("only", self.only or (), modalities)
+        """Refuse modalities that the recipe does not have, and to join a single one."""
+        self.inputs.check(modalities)
 
     def evaluate(self, context: EvaluationContext) -> Evaluation:
         """Ask the neighbours in every modality.
@@ -124,26 +127,13 @@ class KNN(Evaluator):
         self, context: EvaluationContext, weights: Weights
     ) -> tuple[dict[str, Figures], dict[str, dict[int, float]]]:
         """Figures by modality and k; by modality, the recall at each n."""
-        modalities = chosen(context, self.only)
-        train, test = (
-            context.features(
-                dataset,
-                weights=weights,
-                modalities=modalities,
-                clips=self.clips,
-                crops=self.crops,
-            )
-            for dataset in (self.train, self.test)
-        )
+        sources = [Source(data, self.clips, self.crops) for data in (self.train, self.test)]
         voted: dict[str, Figures] = {}
         found = {}
-        for modality in train:
-            check_features(train[modality], test[modality], modality, weights)
-            title = f"neighbours in {modality} of {weights} encoders"
-            by_k, found[modality] = distributed.on_main(
-                partial(self._ask, context, train[modality], test[modality], title)
-            )
-            voted |= {f"{modality}/k{k}": figures for k, figures in by_k.items()}
+        for name, train, test in self.inputs.features(context, weights, *sources):
+            title = f"neighbours in {name} of {weights} encoders"
+            by_k, found[name] = distributed.on_main(partial(self._ask, context, train, test, title))
+            voted |= {f"{name}/k{k}": figures for k, figures in by_k.items()}
         return voted, found
 
     def _ask(

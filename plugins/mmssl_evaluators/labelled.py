@@ -1,15 +1,20 @@
 """What evaluators of frozen features share: labelled data in, accuracies out."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mmssl.contracts import (
     IGNORE,
     Dataset,
     Evaluation,
     EvaluationContext,
+    Features,
     LabelledFeatures,
     Modality,
     Table,
@@ -89,6 +94,87 @@ def chosen(context: EvaluationContext, only: Sequence[str] | None) -> dict[str, 
         return None
     check_names("only", only, context.modalities)
     return {name: found for name, found in context.components.items() if name in only}
+
+
+def check_joined(field: str, names: Sequence[str]) -> None:
+    """Refuse a single modality where several are to be joined.
+
+    Raises:
+        UserError: there is no second one.
+    """
+    if len(set(names)) < 2:
+        raise UserError(
+            f"{field}: there is nothing to put beside {names[0]!r}: "
+            "take a second modality, or leave this out"
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A labelled dataset, and how its samples are read: see `EvaluationContext.features`."""
+
+    dataset: Dataset
+    clips: int = 1
+    crops: int = 1
+    over_views: Literal["mean", "none"] = "mean"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Which pooled features are measured.
+
+    Attributes:
+        only: the modalities; None for all of the recipe.
+        joined: also those of all these modalities side by side, of the samples that have all.
+    """
+
+    only: Sequence[str] | None
+    joined: bool
+
+    def check(self, modalities: Sequence[str]) -> None:
+        """Refuse what a recipe of these modalities does not have.
+
+        Raises:
+            UserError: `only` has another name, or a single modality is left to join.
+        """
+        check_names("only", self.only or (), modalities)
+        if self.joined:
+            check_joined("joined", modalities if self.only is None else self.only)
+
+    def features(
+        self, context: EvaluationContext, weights: Weights, train: Source, test: Source
+    ) -> Iterator[tuple[str, LabelledFeatures, LabelledFeatures]]:
+        """Features to learn from and to be tested on, by name, once they prove to suffice.
+
+        A name is a modality's; with `joined` the last is those of all of them, joined by ``+``.
+
+        Raises:
+            UserError: as `check` and `check_features`.
+        """
+        self.check(context.modalities)
+        modalities = chosen(context, self.only)
+        names = list(context.modalities if modalities is None else modalities)
+        fitting, testing = (
+            context.features(
+                source.dataset,
+                weights=weights,
+                read=partial(_side_by_side, names) if self.joined else None,
+                modalities=modalities,
+                clips=source.clips,
+                crops=source.crops,
+                over_views=source.over_views,
+            )
+            for source in (train, test)
+        )
+        for name in fitting:
+            check_features(fitting[name], testing[name], name, weights)
+            yield name, fitting[name], testing[name]
+
+
+def _side_by_side(names: Sequence[str], features: Mapping[str, Features]) -> dict[str, Tensor]:
+    """``[B, D]`` of each modality, and of all of them one after the other."""
+    pooled = {name: features[name].pooled for name in names}
+    return pooled | {"+".join(names): torch.cat(list(pooled.values()), dim=1)}
 
 
 def check_features(

@@ -20,11 +20,10 @@ from mmssl.errors import UserError
 from mmssl.training import distributed
 from mmssl_evaluators.labelled import (
     Figures,
+    Inputs,
+    Source,
     accuracies,
     check_classes,
-    check_features,
-    check_names,
-    chosen,
     compared,
     hold_out,
     of_all_classes,
@@ -50,6 +49,8 @@ class LinearProbe(Evaluator):
         test: labelled dataset that it is tested on, with the same classes in the same order.
         untrained: probe the same encoders before any training, too.
         only: the modalities to probe; null for all of the recipe.
+        joined: also probe all these modalities' features side by side, under a name such as
+            ``video+audio``, on the samples that have all of them.
         clips: clips per sample, uniformly placed, whose features are averaged.
         crops: crops per clip, along the longer side of the picture, averaged likewise.
         regularisation: strengths to choose from; a single one needs no choice.
@@ -64,6 +65,7 @@ class LinearProbe(Evaluator):
         test: Dataset,
         untrained: bool = True,
         only: Annotated[list[str], Field(min_length=1)] | None = None,
+        joined: bool = False,
         clips: Annotated[int, Field(ge=1)] = 1,
         crops: Annotated[int, Field(ge=1)] = 1,
         regularisation: Annotated[
@@ -74,15 +76,15 @@ class LinearProbe(Evaluator):
         self.train = train
         self.test = test
         self.untrained = untrained
-        self.only = only
+        self.inputs = Inputs(only, joined)
         self.clips = clips
         self.crops = crops
         self.regularisation = regularisation
         self.held_out = held_out
 
     def check(self, modalities: Sequence[str]) -> None:
-        """Refuse `only` where the recipe has no such modality."""
-        check_names("only", self.only or (), modalities)
+        """Refuse modalities that the recipe does not have, and to join a single one."""
+        self.inputs.check(modalities)
 
     def evaluate(self, context: EvaluationContext) -> Evaluation:
         """Probe every modality.
@@ -99,26 +101,12 @@ class LinearProbe(Evaluator):
 
     def _probe(self, context: EvaluationContext, weights: Weights) -> dict[str, Figures]:
         """The figures of each modality's features."""
-        modalities = chosen(context, self.only)
-        train, test = (
-            context.features(
-                dataset,
-                weights=weights,
-                modalities=modalities,
-                clips=self.clips,
-                crops=self.crops,
-            )
-            for dataset in (self.train, self.test)
-        )
         seed = derive_seed(context.seed, "linear_probe")
-        results = {}
-        for modality in train:
-            fitting, testing = train[modality], test[modality]
-            check_features(fitting, testing, modality, weights)
-            results[modality] = distributed.on_main(
-                partial(self._fit_and_test, fitting, testing, seed)
-            )
-        return results
+        sources = [Source(data, self.clips, self.crops) for data in (self.train, self.test)]
+        return {
+            name: distributed.on_main(partial(self._fit_and_test, train, test, seed))
+            for name, train, test in self.inputs.features(context, weights, *sources)
+        }
 
     def _fit_and_test(
         self, fitting: LabelledFeatures, testing: LabelledFeatures, seed: int

@@ -24,11 +24,10 @@ from mmssl.training import distributed
 from mmssl.training.progress import Advance
 from mmssl_evaluators.labelled import (
     Figures,
+    Inputs,
+    Source,
     accuracies,
     check_classes,
-    check_features,
-    check_names,
-    chosen,
     compared,
     of_all_classes,
 )
@@ -63,6 +62,8 @@ class LowRank(Evaluator):
         test: labelled dataset that it is tested on, with the same classes in the same order.
         untrained: measure the same encoders before any training, too.
         only: the modalities to measure; null for all of the recipe.
+        joined: also measure all these modalities' features side by side, under a name such as
+            ``video+audio``, on the samples that have all of them.
         clips: clips of a test sample, uniformly placed.
         crops: crops per clip of a test sample, along the longer side of the picture.
         train_clips: clips of a training sample, each an example of its own.
@@ -83,6 +84,7 @@ class LowRank(Evaluator):
         test: Dataset,
         untrained: bool = True,
         only: Annotated[list[str], Field(min_length=1)] | None = None,
+        joined: bool = False,
         clips: Annotated[int, Field(ge=1)] = 4,
         crops: Annotated[int, Field(ge=1)] = 1,
         train_clips: Annotated[int, Field(ge=1)] = 1,
@@ -97,7 +99,7 @@ class LowRank(Evaluator):
         self.train = train
         self.test = test
         self.untrained = untrained
-        self.only = only
+        self.inputs = Inputs(only, joined)
         self.clips = clips
         self.crops = crops
         self.train_clips = train_clips
@@ -110,8 +112,8 @@ class LowRank(Evaluator):
         self.l2 = l2
 
     def check(self, modalities: Sequence[str]) -> None:
-        """Refuse `only` where the recipe has no such modality."""
-        check_names("only", self.only or (), modalities)
+        """Refuse modalities that the recipe does not have, and to join a single one."""
+        self.inputs.check(modalities)
 
     def evaluate(self, context: EvaluationContext) -> Evaluation:
         """Train and test on every modality.
@@ -127,29 +129,15 @@ class LowRank(Evaluator):
         return compared(results, chance, title="Low-rank classifier", figure="low_rank")
 
     def _measure(self, context: EvaluationContext, weights: Weights) -> dict[str, Figures]:
-        modalities = chosen(context, self.only)
-        train = context.features(
-            self.train,
-            weights=weights,
-            modalities=modalities,
-            clips=self.train_clips,
-            over_views="none",
-        )
+        examples = Source(self.train, self.train_clips, over_views="none")
         # Scores are linear in features: their mean is the score of the features' mean.
-        test = context.features(
-            self.test,
-            weights=weights,
-            modalities=modalities,
-            clips=self.clips,
-            crops=self.crops,
-        )
+        tested = Source(self.test, self.clips, self.crops)
         results = {}
-        for modality in train:
-            check_features(train[modality], test[modality], modality, weights)
-            title = f"low-rank classifier of {modality}, {weights} encoders"
-            seed = derive_seed(context.seed, "low_rank", modality)
-            results[modality] = distributed.on_main(
-                partial(self._fit_and_test, context, train[modality], test[modality], title, seed)
+        for name, train, test in self.inputs.features(context, weights, examples, tested):
+            title = f"low-rank classifier of {name}, {weights} encoders"
+            seed = derive_seed(context.seed, "low_rank", name)
+            results[name] = distributed.on_main(
+                partial(self._fit_and_test, context, train, test, title, seed)
             )
         return results
 

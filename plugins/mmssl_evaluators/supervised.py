@@ -16,6 +16,7 @@ from mmssl.data.draws import Draws
 from mmssl.errors import UserError
 from mmssl.training import distributed
 from mmssl.training.encoders import Encoders
+from mmssl_evaluators.labelled import check_joined
 
 # Points of the quantile function of the distribution that mixing weights are drawn from.
 _QUANTILES = 4097
@@ -27,7 +28,8 @@ class Supervised(Objective):
     With a backbone's ``weights`` this is fine-tuning, and with ``training.freeze_encoders`` the
     training of the last layer alone ("fc only").
 
-    Logs, by modality, the ``loss``, and for samples of one class ``accuracy``.
+    Logs, by modality, the ``loss``, and for samples of one class ``accuracy``; with `joined` both
+    once, under a name such as ``video+audio``.
 
     Args:
         classes: number of classes; null for those of the data.
@@ -41,6 +43,8 @@ class Supervised(Objective):
         inverse_frequency: weight a sample by the mean, over its classes, of the inverse of how
             often the batch has them, labels counted after mixing (VATT, on AudioSet); weights
             are not normalised otherwise.
+        joined: one classifier on the features of all modalities side by side, in the recipe's
+            order, instead of one for each; samples that lack one of them do not count.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Supervised(Objective):
         hidden: Annotated[int, Field(gt=0)] | None = None,
         mixup: Annotated[float, Field(ge=0)] = 0.0,
         inverse_frequency: bool = False,
+        joined: bool = False,
     ) -> None:
         super().__init__()
         if loss == "sigmoid" and label_smoothing:
@@ -64,10 +69,11 @@ class Supervised(Objective):
         self._hidden = hidden
         self._mixup = mixup
         self._inverse_frequency = inverse_frequency
+        self.joined = joined
         self.heads = nn.ModuleDict()
 
     def build(self, encoders: Encoders) -> None:
-        """One classifier for each modality."""
+        """One classifier for each modality, or for all of them."""
         if self._classes is None:
             if len(self.class_names) < 2:
                 raise UserError("objective: supervised needs a dataset with labels")
@@ -92,7 +98,11 @@ class Supervised(Objective):
                 nn.init.constant_(last.bias, -math.log(classes - 1))
             return nn.Sequential(*layers, last)
 
-        self.heads = nn.ModuleDict({m: head(d, self._classes) for m, d in encoders.dims.items()})
+        dims = encoders.dims
+        if self.joined:
+            check_joined("objective.joined", list(dims))
+            dims = {"+".join(dims): sum(dims.values())}
+        self.heads = nn.ModuleDict({name: head(d, self._classes) for name, d in dims.items()})
         if self._mixup:
             from scipy.special import betaincinv
 
@@ -149,8 +159,11 @@ class Supervised(Objective):
         return replace(batch, labels=torch.where(fits[:, None], labels, targets)), mixed
 
     def logits(self, features: dict[str, Features]) -> dict[str, Tensor]:
-        """``[B, C]`` float32 by modality."""
-        return {name: head(features[name].pooled).float() for name, head in self.heads.items()}
+        """``[B, C]`` float32 by modality, or under the name of all joined by ``+``."""
+        return {
+            name: head(torch.cat([features[m].pooled for m in name.split("+")], dim=1)).float()
+            for name, head in self.heads.items()
+        }
 
     def scores(self, logits: Tensor) -> Tensor:
         """``[B, C]``, from 0 to 1: probabilities of one class among others, or of each class."""
@@ -166,7 +179,7 @@ class Supervised(Objective):
         return torch.where((labels < 0)[:, None], targets.new_tensor(float(IGNORE)), targets)
 
     def loss(self, batch: Batch, features: dict[str, Features]) -> Losses:
-        """Mean loss of the samples that have label and modality, summed over modalities."""
+        """Mean loss of the samples that have label and modality, summed over classifiers."""
         device = batch.labels.device
         targets = self._targets(batch.labels)
         labelled = targets.amin(1) >= 0
@@ -178,18 +191,19 @@ class Supervised(Objective):
         total = torch.zeros((), device=device)
         parts: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
-        for modality, logits in self.logits(features).items():
-            used = labelled & batch.present[modality].to(device)
+        for name, logits in self.logits(features).items():
+            present = torch.stack([batch.present[m] for m in name.split("+")]).all(0)
+            used = labelled & present.to(device)
             count = distributed.total(used.sum())
             each = self._each(logits, targets)
             loss = distributed.global_mean((each * weights * used).sum(), count)
             total = total + loss
-            parts[f"{modality}/loss"] = loss.detach()
-            counts[f"{modality}/loss"] = count
+            parts[f"{name}/loss"] = loss.detach()
+            counts[f"{name}/loss"] = count
             if not self._sigmoid:
                 right = (logits.argmax(1) == targets.argmax(1)) & used
-                parts[f"{modality}/accuracy"] = distributed.global_mean(right.sum(), count)
-                counts[f"{modality}/accuracy"] = count
+                parts[f"{name}/accuracy"] = distributed.global_mean(right.sum(), count)
+                counts[f"{name}/accuracy"] = count
         return Losses(total, parts, counts)
 
     def _each(self, logits: Tensor, targets: Tensor) -> Tensor:

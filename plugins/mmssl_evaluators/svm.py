@@ -21,11 +21,10 @@ from mmssl.training import distributed
 from mmssl.training.progress import Advance
 from mmssl_evaluators.labelled import (
     Figures,
+    Inputs,
+    Source,
     accuracies,
     check_classes,
-    check_features,
-    check_names,
-    chosen,
     compared,
     hold_out,
     mean_of_views,
@@ -54,6 +53,8 @@ class SVM(Evaluator):
         test: labelled dataset that they are tested on, with the same classes in the same order.
         untrained: measure the same encoders before any training, too.
         only: the modalities to measure; null for all of the recipe.
+        joined: also measure all these modalities' features side by side, under a name such as
+            ``video+audio``, on the samples that have all of them.
         clips: clips per sample, uniformly placed.
         crops: crops per clip, along the longer side of the picture.
         fit_on: the mean of a training sample's clips, or every clip as an example of its own.
@@ -71,6 +72,7 @@ class SVM(Evaluator):
         test: Dataset,
         untrained: bool = True,
         only: Annotated[list[str], Field(min_length=1)] | None = None,
+        joined: bool = False,
         clips: Annotated[int, Field(ge=1)] = 1,
         crops: Annotated[int, Field(ge=1)] = 1,
         fit_on: Literal["mean", "clips"] = "mean",
@@ -87,7 +89,7 @@ class SVM(Evaluator):
         self.train = train
         self.test = test
         self.untrained = untrained
-        self.only = only
+        self.inputs = Inputs(only, joined)
         self.clips = clips
         self.crops = crops
         self.fit_on: Literal["mean", "clips"] = fit_on
@@ -96,8 +98,8 @@ class SVM(Evaluator):
         self.held_out = held_out
 
     def check(self, modalities: Sequence[str]) -> None:
-        """Refuse `only` where the recipe has no such modality."""
-        check_names("only", self.only or (), modalities)
+        """Refuse modalities that the recipe does not have, and to join a single one."""
+        self.inputs.check(modalities)
 
     def evaluate(self, context: EvaluationContext) -> Evaluation:
         """Fit and test on every modality.
@@ -114,24 +116,15 @@ class SVM(Evaluator):
 
     def _measure(self, context: EvaluationContext, weights: Weights) -> dict[str, Figures]:
         over: Literal["none", "mean"] = "none" if self.fit_on == "clips" else "mean"
-        modalities = chosen(context, self.only)
-        train, test = (
-            context.features(
-                dataset,
-                weights=weights,
-                modalities=modalities,
-                clips=self.clips,
-                crops=self.crops,
-                over_views=over_views,
-            )
-            for dataset, over_views in ((self.train, over), (self.test, "none"))
+        sources = (
+            Source(self.train, self.clips, self.crops, over),
+            Source(self.test, self.clips, self.crops, "none"),
         )
         results = {}
-        for modality in train:
-            check_features(train[modality], test[modality], modality, weights)
-            title = f"SVMs on {modality} of {weights} encoders"
-            results[modality] = distributed.on_main(
-                partial(self._fit_and_test, context, train[modality], test[modality], title)
+        for name, train, test in self.inputs.features(context, weights, *sources):
+            title = f"SVMs on {name} of {weights} encoders"
+            results[name] = distributed.on_main(
+                partial(self._fit_and_test, context, train, test, title)
             )
         return results
 
