@@ -73,3 +73,13 @@ def info_nce(scores: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
     compared = negatives.scatter(-1, right, True)
     everything = scores.masked_fill(~compared, -torch.inf).logsumexp(-1)
     return everything - scores.gather(-1, right).squeeze(-1)
+
+
+def nearest(scores: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
+    """Is the right candidate above all wrong ones? Arguments as for `info_nce`.
+
+    Returns:
+        ``[...]`` bool; a tie is a mistake.
+    """
+    best = scores.masked_fill(~negatives, -torch.inf).amax(-1)
+    return scores.gather(-1, positive[..., None]).squeeze(-1) > best

@@ -26,7 +26,7 @@ from mmssl.errors import UserError
 from mmssl.training import distributed
 from mmssl.training.encoders import Encoders
 from mmssl_avbert.backbone import MODALITIES, MULTIMODAL, AVBert, SequenceFeatures
-from mmssl_avbert.masked import Compatibility, info_nce, masked_positions
+from mmssl_avbert.masked import Compatibility, info_nce, masked_positions, nearest
 from mmssl_avbert.negatives import Interval, drawn, weights
 from mmssl_avbert.pairing import pair_loss, partners
 
@@ -52,7 +52,9 @@ class AVBertPretraining(Objective):
 
     Logs the terms: ``video/mep``, ``audio/mep`` and ``multimodal/mep``, of a sequence the sum over
     its masked clips, ``unimodal/cpp`` and ``multimodal/cpp``, each the sum over summaries and
-    positions, and ``accuracy`` of the classifiers, half of whose pairs are right ones.
+    positions. Of each term also the ``accuracy``: the share of masked clips whose own embedding has
+    a higher score than any negative, and of pairs that are judged rightly, half of which belong
+    together.
 
     Args:
         masking: share of a sequence's clips that are masked, at least one; not in the paper.
@@ -248,13 +250,19 @@ class AVBertPretraining(Objective):
             if self._alone and transformer != self._first:
                 continue
             summed = torch.zeros((), device=seeds.device)
+            found, clips = torch.zeros_like(summed), torch.zeros_like(summed)
             rows = torch.zeros(len(seeds), dtype=torch.bool, device=seeds.device)
             for name, y in outputs[transformer].items():
-                at = _at(y[:, 1:], positions)
-                each = info_nce(score(at, targets[name]), positive, negatives[name]).sum(1)
-                summed = summed + (each * present[name]).sum()
-                rows = rows | present[name]
+                here = present[name]
+                scores = score(_at(y[:, 1:], positions), targets[name])
+                each = info_nce(scores, positive, negatives[name]).sum(1)
+                summed = summed + (each * here).sum()
+                right = nearest(scores.detach(), positive, negatives[name]).sum(1)
+                found = found + (right * here).sum()
+                clips = clips + here.sum() * positions.shape[1]
+                rows = rows | here
             self._add(losses, f"{transformer}/mep", summed, rows)
+            self._tell(losses, f"{transformer}/mep_accuracy", found, distributed.total(clips))
 
     def _drawn(
         self, name: str, seeds: Tensor, pool: Tensor, there: Tensor, positions: Tensor
@@ -335,10 +343,7 @@ class AVBertPretraining(Objective):
                 correct = correct + (((right > 0).float() + (wrong <= 0).float()) * used).sum()
             self._add(losses, f"{kind}/cpp", summed, used, self._alpha)
             count = losses.counts[f"{kind}/cpp"]
-            losses.counts[f"{kind}/accuracy"] = count
-            losses.parts[f"{kind}/accuracy"] = distributed.global_mean(
-                correct / (2 * len(pairs)), count
-            )
+            self._tell(losses, f"{kind}/cpp_accuracy", correct / (2 * len(pairs)), count)
 
     def _pairs(self, outputs: dict[str, Tensor], positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Of video and audio the summaries ``[B, D]``, and those at ``positions [B, 2]``."""
@@ -357,6 +362,11 @@ class AVBertPretraining(Objective):
         term = distributed.global_mean(summed, count)
         losses.total = losses.total + weight * term
         losses.parts[name] = term.detach()
+        losses.counts[name] = count
+
+    def _tell(self, losses: Losses, name: str, summed: Tensor, count: Tensor) -> None:
+        """Log a mean over ``count``, of all ranks."""
+        losses.parts[name] = distributed.global_mean(summed, count)
         losses.counts[name] = count
 
     def _gather(self, rows: Tensor) -> Tensor:
