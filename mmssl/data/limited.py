@@ -25,6 +25,7 @@ class Limited(Dataset):
         self.dataset = dataset
         self.classes = dataset.classes
         self.multilabel = dataset.multilabel
+        self.readers = dataset.readers
         self._limit = limit
 
     def __len__(self) -> int:

@@ -13,6 +13,7 @@ Finding = tuple[tuple[str | int, ...], str]
 def findings(recipe: Recipe) -> Iterator[Finding]:
     """All mistakes, each with the path of the value that is to be changed."""
     yield from _backbones(recipe)
+    yield from _readers(recipe)
     yield from _training(recipe)
     if "pretrain" in recipe.evaluations:
         yield ("evaluations", "pretrain"), "this is the name of the first stage: choose another"
@@ -49,6 +50,14 @@ def _backbones(recipe: Recipe) -> Iterator[Finding]:
         if name not in served:
             message = f"no backbone serves this modality: add {name!r} under 'backbones'"
             yield ("modalities", name), message
+
+
+def _readers(recipe: Recipe) -> Iterator[Finding]:
+    """Datasets may say how a modality of theirs is read: one that the recipe has."""
+    for path, spec in recipe.components():
+        if path[0] == "data" and spec.kind == "modalities" and path[-1] not in recipe.modalities:
+            name = str(path[-1])
+            yield path, f"there is no modality {name!r}{suggest(name, list(recipe.modalities))}"
 
 
 def _fit(

@@ -6,10 +6,13 @@ from mmssl.hooks import Register
 
 @hookimpl
 def register_modalities(register: Register) -> None:
-    """Frames, log-mel spectrograms and pictures."""
+    """Frames, log-mel spectrograms, pictures, waveforms and text."""
     register("video", "mmssl_media.video:Video")
     register("audio", "mmssl_media.audio:Audio")
     register("image", "mmssl_media.image:Image")
+    register("spectrogram", "mmssl_media.spectrogram:Spectrogram")
+    register("waveform", "mmssl_media.waveform:Waveform")
+    register("text", "mmssl_media.text:Text")
 
 
 @hookimpl
@@ -19,6 +22,8 @@ def register_datasets(register: Register) -> None:
     register("folder", "mmssl_media.folder:Folder")
     register("shards", "mmssl_media.shards:Shards")
     register("synthetic", "mmssl_media.synthetic:Synthetic")
+    register("synthetic_sequences", "mmssl_media.synthetic_sequences:SyntheticSequences")
+    register("mixed", "mmssl_media.mixed:Mixed")
     register("ucf101", "mmssl_media.benchmarks.ucf101:UCF101")
     register("hmdb51", "mmssl_media.benchmarks.hmdb51:HMDB51")
     register("esc50", "mmssl_media.benchmarks.esc50:ESC50")
@@ -41,3 +46,4 @@ def register_commands(register: Register) -> None:
     register("data transcode", "mmssl_media.commands.transcode:transcode")
     register("data check", "mmssl_media.commands.check:check")
     register("data shard", "mmssl_media.commands.shard:shard")
+    register("data vocabulary", "mmssl_media.commands.vocabulary:vocabulary")

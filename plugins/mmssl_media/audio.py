@@ -16,6 +16,20 @@ from mmssl_media.decode import pcm
 _GAIN = 1.08e9
 
 
+def read_sound(media: Media, window: Window, seconds: float, rate: int) -> Tensor:
+    """``[seconds * rate]`` float32 PCM, mono, 1.0 being full scale: the middle of a window.
+
+    Moved to lie within the sample; what is longer than it ends in silence.
+
+    Raises:
+        MissingModality: there is no sound, or none there.
+        BadMedia: it cannot be decoded.
+    """
+    start = window.centred(seconds).start
+    start = max(media.start, min(start, media.end - seconds))
+    return torch.from_numpy(pcm(media, start, round(seconds * rate), rate))
+
+
 class Audio(Modality):
     """Log-mel spectrogram of one clip.
 
@@ -88,9 +102,7 @@ class Audio(Modality):
 
     def read(self, media: Media, window: Window, rng: np.random.Generator | None) -> Tensor:
         """``[seconds * rate]`` float32 PCM, 1.0 being full scale."""
-        start = window.centred(self.seconds).start
-        start = max(media.start, min(start, media.end - self.seconds))
-        return torch.from_numpy(pcm(media, start, self.samples, self.rate))
+        return read_sound(media, window, self.seconds, self.rate)
 
     def empty(self) -> Tensor:
         """``[seconds * rate]`` float32 zeros."""

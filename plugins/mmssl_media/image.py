@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mmssl import Draws, Media, Modality, Window
-from mmssl_media.video import Video
+from mmssl_media.video import Aspect, Share, Video
 
 
 class Image(Modality):
@@ -21,6 +21,10 @@ class Image(Modality):
     Args:
         short_side: pixels of the picture's short side after scaling, before cropping.
         crop: pixels of the square that is cut out, at most `short_side`.
+        area: the smallest and the largest part of the picture's area that is shown in training,
+            scaled to the crop; see `video`. By default the square is cut out of the picture as it
+            is after scaling.
+        aspect: width to height of that part, whose logarithm is uniform between these two.
         flip: probability of a horizontal flip.
         mean: of red, green and blue between 0 and 255, subtracted.
         std: of red, green and blue between 0 and 255, divided by.
@@ -32,6 +36,7 @@ class Image(Modality):
             this.
         saturation: the factor on colourfulness is uniform in 1 plus or minus this.
         hue: fraction of a full turn; the turn of the colours is uniform in plus or minus this.
+        colour_probability: of pictures whose colours are changed, by the four above.
     """
 
     kind = "image"
@@ -41,6 +46,8 @@ class Image(Modality):
         *,
         short_side: Annotated[int, Field(gt=0)] = 256,
         crop: Annotated[int, Field(gt=0)] = 224,
+        area: tuple[Share, Share] | None = None,
+        aspect: tuple[Aspect, Aspect] = (0.5, 2.0),
         flip: Annotated[float, Field(ge=0, le=1)] = 0.5,
         mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
         std: tuple[float, float, float] = (58.395, 57.12, 57.375),
@@ -51,11 +58,14 @@ class Image(Modality):
         contrast: Annotated[float, Field(ge=0, le=1)] = 0.0,
         saturation: Annotated[float, Field(ge=0, le=1)] = 0.0,
         hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0,
+        colour_probability: Annotated[float, Field(ge=0, le=1)] = 1.0,
     ) -> None:
         self._video = Video(
             frames=1,
             short_side=short_side,
             crop=crop,
+            area=area,
+            aspect=aspect,
             flip=flip,
             mean=mean,
             std=std,
@@ -66,6 +76,7 @@ class Image(Modality):
             contrast=contrast,
             saturation=saturation,
             hue=hue,
+            colour_probability=colour_probability,
         )
         self.shape = (3, crop, crop)
 

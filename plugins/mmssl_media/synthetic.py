@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import Field
 from mmssl import Dataset, Sample, UserError
 from mmssl.data.cores import cores
 from mmssl.training.progress import Progress
+from mmssl_media.synthetic_captions import captions
 from mmssl_media.synthetic_clips import (
     CLASSES,
     Format,
@@ -32,7 +34,8 @@ class Synthetic(Dataset):
     """Short mp4 files (H.264 and AAC) of eight classes, made from a seed.
 
     Sight and sound of a video share its class and nothing else, so that one can be learned from
-    the other. Files are written once, to ``$MMSSL_CACHE`` or ``~/.cache/mmssl``.
+    the other. The fields ``text`` and ``texts`` say what is seen and heard, in words that vary.
+    Files are written once, to ``$MMSSL_CACHE`` or ``~/.cache/mmssl``.
 
     Args:
         videos: number of videos; half a second of work for about thirty.
@@ -60,9 +63,8 @@ class Synthetic(Dataset):
         self._format = Format(side, fps, seconds, rate)
         # Streams of random numbers of the two splits are far apart.
         self._seed = 2 * seed + (split == "test")
-        key = json.dumps([_VERSION, self._seed, side, fps, seconds, rate])
-        digest = hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
-        self.folder = cache_folder() / "synthetic" / f"{split}-{digest}"
+        drawn_from = [_VERSION, self._seed, side, fps, seconds, rate]
+        self.folder = folder_of("synthetic", split, drawn_from)
 
     def __len__(self) -> int:
         return self._videos
@@ -71,41 +73,13 @@ class Synthetic(Dataset):
         """The video at ``index``."""
         path = self._path(index)
         label = label_of(self._seed, index, len(CLASSES))
-        return Sample(id=path.name, media=str(path), label=label)
+        texts = captions(self._seed, index, label, others=4)
+        fields = {"text": texts[0], "texts": json.dumps(texts)}
+        return Sample(id=path.name, media=str(path), label=label, fields=fields)
 
     def materialise(self, progress: Progress) -> None:
         """Write the videos that are missing, on all cores."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot make {self.folder} ({error.strerror}): set MMSSL_CACHE to a folder that "
-                "can be written"
-            ) from error
-        missing = [i for i in range(len(self)) if not self._path(i).is_file()]
-        if not missing:
-            return
-        # fork: the writers need none of torch, which a fresh interpreter would import first.
-        with (
-            progress.task("writing videos", len(self), len(self) - len(missing)) as advance,
-            ProcessPoolExecutor(
-                min(cores(), len(missing)),
-                mp_context=multiprocessing.get_context("fork"),
-                initializer=signal.signal,
-                initargs=(signal.SIGINT, signal.SIG_IGN),
-            ) as pool,
-        ):
-            try:
-                for _ in pool.map(self._write, missing, chunksize=8):
-                    advance()
-            except BrokenProcessPool as error:
-                raise UserError(
-                    f"a process that wrote videos to {self.folder} died; is there memory and "
-                    "disk space? Run the same command to go on"
-                ) from error
-            except KeyboardInterrupt:
-                pool.shutdown(cancel_futures=True)
-                raise
+        write_missing([self._path(i) for i in range(len(self))], self._write, progress)
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:06d}.mp4"
@@ -115,6 +89,59 @@ class Synthetic(Dataset):
         frames = draw_frames(self._format, self._seed, index, label)
         sound = draw_sound(self._format, self._seed, index, label)
         write(self._path(index), self._format, frames, sound)
+
+
+def folder_of(dataset: str, split: str, drawn_from: Sequence[float]) -> Path:
+    """Where made-up videos are kept: another folder for each list of what they are drawn from."""
+    digest = hashlib.blake2b(json.dumps(list(drawn_from)).encode(), digest_size=6).hexdigest()
+    return cache_folder() / dataset / f"{split}-{digest}"
+
+
+def write_missing(
+    paths: Sequence[Path], write_one: Callable[[int], None], progress: Progress
+) -> None:
+    """Write the videos that are missing, on all cores.
+
+    Args:
+        paths: of all videos, in one folder.
+        write_one: writes the video of a row; it is pickled.
+        progress: who watches.
+
+    Raises:
+        UserError: the folder cannot be made, or a writer died.
+    """
+    folder = paths[0].parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make {folder} ({error.strerror}): set MMSSL_CACHE to a folder that can be "
+            "written"
+        ) from error
+    missing = [row for row, path in enumerate(paths) if not path.is_file()]
+    if not missing:
+        return
+    # fork: the writers need none of torch, which a fresh interpreter would import first.
+    with (
+        progress.task("writing videos", len(paths), len(paths) - len(missing)) as advance,
+        ProcessPoolExecutor(
+            min(cores(), len(missing)),
+            mp_context=multiprocessing.get_context("fork"),
+            initializer=signal.signal,
+            initargs=(signal.SIGINT, signal.SIG_IGN),
+        ) as pool,
+    ):
+        try:
+            for _ in pool.map(write_one, missing, chunksize=8):
+                advance()
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"a process that wrote videos to {folder} died; is there memory and disk space? "
+                "Run the same command to go on"
+            ) from error
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def cache_folder() -> Path:

@@ -16,10 +16,11 @@ from av.video.stream import VideoStream
 from pydantic import Field
 from torch import Tensor
 
-from mmssl import BadMedia, Draws, Media, MissingModality, Modality, UserError, Window
+from mmssl import Draws, Media, MissingModality, Modality, UserError, Window
 from mmssl.data.media import damage_is_bad_media
 from mmssl.data.timing import step
 from mmssl_media.decode import GRACE, begins, frames_from, video_stream
+from mmssl_media.framing import central_corner, random_part, scaled_size, shown_width
 
 # A video may end, or begin, somewhat off its sound, as recorders leave it: a clip is moved by so
 # many seconds at most to stay within its frames. Farther off, what is seen would have nothing to
@@ -28,6 +29,11 @@ _FARTHEST = 1.0
 
 # On the CPU, clips of so many bytes together are prepared at a time.
 _PORTION = 2**20
+
+# Limits of a part of the picture: of its area, and of its width to height.
+Share = Annotated[float, Field(ge=0.01, le=1)]
+Aspect = Annotated[float, Field(ge=0.1, le=10)]
+_ASPECT = (0.5, 2.0)
 
 # Hours, minutes and seconds.
 _CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d*)?)")
@@ -50,6 +56,9 @@ class Video(Modality):
     with its last frame. Pixels that are not square are scaled to be. Every augmentation is drawn
     once a clip and the same for all frames.
 
+    With `area` training sees parts of the picture of many sizes and shapes, each scaled to the
+    crop, as VATT and most networks for images do; evaluation still sees the central crop.
+
     Args:
         frames: number of frames T in a clip.
         stride: take every stride-th frame at the video's own rate; not together with `fps`.
@@ -57,6 +66,11 @@ class Video(Modality):
             the video's own rate.
         short_side: pixels of the frame's short side after scaling, before cropping.
         crop: pixels of the square that is cut out, at most `short_side`.
+        area: the smallest and the largest part of the picture's area that a training clip shows,
+            [0.08, 1] in VATT. The part is drawn again where it does not fit into the picture; after
+            ten times it is the largest of a permitted shape. By default the square is cut out of
+            the picture as it is after scaling.
+        aspect: width to height of that part, whose logarithm is uniform between these two.
         flip: probability of a horizontal flip.
         mean: of red, green and blue between 0 and 255, subtracted.
         std: of red, green and blue between 0 and 255, divided by.
@@ -68,6 +82,7 @@ class Video(Modality):
             this.
         saturation: the factor on colourfulness is uniform in 1 plus or minus this.
         hue: fraction of a full turn; the turn of the colours is uniform in plus or minus this.
+        colour_probability: of clips whose colours are changed, by the four above.
     """
 
     kind = "video"
@@ -80,6 +95,8 @@ class Video(Modality):
         fps: Annotated[float, Field(gt=0)] | None = None,
         short_side: Annotated[int, Field(gt=0)] = 256,
         crop: Annotated[int, Field(gt=0)] = 224,
+        area: tuple[Share, Share] | None = None,
+        aspect: tuple[Aspect, Aspect] = _ASPECT,
         flip: Annotated[float, Field(ge=0, le=1)] = 0.5,
         mean: tuple[float, float, float] = (110.201, 100.64, 95.9966),
         std: tuple[float, float, float] = (58.1489, 56.4701, 55.3324),
@@ -90,6 +107,7 @@ class Video(Modality):
         contrast: Annotated[float, Field(ge=0, le=1)] = 0.0,
         saturation: Annotated[float, Field(ge=0, le=1)] = 0.0,
         hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0,
+        colour_probability: Annotated[float, Field(ge=0, le=1)] = 1.0,
     ) -> None:
         if crop > short_side:
             raise UserError(f"video: crop {crop} is larger than short_side {short_side}")
@@ -97,11 +115,18 @@ class Video(Modality):
             raise UserError("video: set fps or stride, not both")
         if min(std) <= 0:
             raise UserError(f"video: std must be positive, got {list(std)}")
+        for name, limits in {"area": area or (0.0, 1.0), "aspect": aspect}.items():
+            if limits[0] > limits[1]:
+                raise UserError(f"video: {name} goes from the smaller to the larger value")
+        if area is None and aspect != _ASPECT:
+            raise UserError("video: aspect is the shape of parts of the picture: set area, too")
         self.frames = frames
         self.stride = stride
         self.fps = fps
         self.short_side = short_side
         self.crop = crop
+        self.area = area
+        self.aspect = aspect
         self.flip = flip
         self.mean = mean
         self.std = std
@@ -112,6 +137,7 @@ class Video(Modality):
         self.contrast = contrast
         self.saturation = saturation
         self.hue = hue
+        self.colour_probability = colour_probability
         # The native rate is known only when a file is open: such a clip fits any window.
         self.seconds = 0.0 if fps is None else frames / fps
         self.shape = (3, frames, crop, crop)
@@ -133,9 +159,9 @@ class Video(Modality):
                 out[count] = out[count - 1]
             else:
                 # Frames may change size within a file; the first one's holds for the clip.
-                size = size or _scaled(frame.width, frame.height, pixel, self.short_side)
+                size = size or self._size(frame, pixel, rng)
                 if corner is None:
-                    corner = _corner(window.place, size, round(frame.rotation / 90) % 4)
+                    corner = central_corner(window.place, size, round(frame.rotation / 90) % 4)
                 out[count] = self._pixels(frame, size, corner)
             previous, count = frame, count + 1
         out[count:] = out[count - 1]
@@ -162,6 +188,18 @@ class Video(Modality):
                 yield frame
         else:
             yield from _at(clip, [start + k / self.fps for k in range(self.frames)])
+
+    def _size(
+        self, frame: VideoFrame, pixel: float, rng: np.random.Generator | None
+    ) -> tuple[int, int]:
+        """Width and height to which a frame is scaled before the crop is cut out of it."""
+        if self.area is None or rng is None:
+            return scaled_size(frame.width, frame.height, pixel, self.short_side)
+        shape = shown_width(frame.width, frame.height, pixel) / frame.height
+        sideways = round(frame.rotation / 90) % 2 == 1
+        part = random_part(1 / shape if sideways else shape, self.area, self.aspect, rng)
+        across, down = part[::-1] if sideways else part
+        return max(self.crop, round(self.crop / across)), max(self.crop, round(self.crop / down))
 
     def _pixels(self, frame: VideoFrame, size: tuple[int, int], corner: np.ndarray) -> np.ndarray:
         """``[crop, crop, 3]``: the frame scaled, cut at a relative corner, upright."""
@@ -250,6 +288,11 @@ class Video(Modality):
         contrast = 1.0 + self.contrast * unit[:, 1]
         saturation = 1.0 + self.saturation * unit[:, 2]
         hue = 2.0 * math.pi * self.hue * unit[:, 3]
+        if self.colour_probability < 1:
+            changed = draws.chance(self.colour_probability)
+            brightness, hue = brightness * changed, hue * changed
+            contrast = torch.where(changed, contrast, 1.0)
+            saturation = torch.where(changed, saturation, 1.0)
         chroma = torch.zeros(len(unit), 3, 3, device=unit.device)
         chroma[:, 0, 0] = 1.0
         chroma[:, 1, 1] = chroma[:, 2, 2] = saturation * torch.cos(hue)
@@ -258,20 +301,6 @@ class Video(Modality):
         to_yiq, to_rgb = (m.float().to(unit.device) for m in (_YIQ, torch.linalg.inv(_YIQ)))
         c_and_b = torch.stack([contrast, brightness], 1)[:, None].expand(-1, 3, -1)
         return torch.cat([to_rgb @ chroma @ to_yiq, c_and_b], 2)
-
-
-def _corner(place: float, size: tuple[int, int], turns: int) -> np.ndarray:
-    """Where a frame is cut that is still to be turned upright: the middle, but for its longer side.
-
-    Args:
-        place: along the longer side of the upright picture, from its left or upper end.
-        size: width and height before it is turned.
-        turns: quarters, counter-clockwise.
-    """
-    wide = size[0] >= size[1]
-    reversed_by = (1, 2) if wide else (2, 3)
-    along = 1 - place if turns in reversed_by else place
-    return np.array([0.5, along] if wide else [along, 0.5])
 
 
 def _portions(batch: Tensor) -> Iterator[slice]:
@@ -326,21 +355,6 @@ def _reformatter() -> VideoReformatter:
     if not hasattr(_local, "reformatter"):
         _local.reformatter = VideoReformatter()
     return _local.reformatter
-
-
-def _scaled(width: int, height: int, pixel: float, short_side: int) -> tuple[int, int]:
-    """Width and height of square pixels whose smaller one is ``short_side``.
-
-    ``pixel`` is the proportion of the stored pixels, width to height.
-    """
-    # No camera's or disc's pixels are farther from square: the header is damaged.
-    shown = width * pixel if 0.25 <= pixel <= 4 else width
-    # What is narrower is a damaged header, and would be scaled to gigabytes.
-    if not 0 < max(width, height) <= 32 * min(width, height):
-        raise BadMedia(f"its frames are {width} by {height} pixels")
-    if shown < height:
-        return short_side, max(short_side, round(height * short_side / shown))
-    return max(short_side, round(shown * short_side / height)), short_side
 
 
 def _clip_start(media: Media, stream: VideoStream, window: Window, seconds: float) -> float:
