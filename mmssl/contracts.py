@@ -451,6 +451,13 @@ class Objective(nn.Module):
         """
         return ()
 
+    def finish(self) -> None:
+        """Drop what only training needs, such as a memory of its samples.
+
+        Called when training is over, before what was learned is saved; what remains must fit an
+        objective that was built and has not been trained.
+        """
+
     def balanced_over(self) -> Sequence[np.ndarray]:
         """Labelings (``[N]`` int32, `IGNORE` for none) over whose classes training is balanced.
 

@@ -138,7 +138,7 @@ class Pretraining:
         self._frozen: list[nn.Parameter] = []
         self.optimizer = self._new_optimizer()
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-        for part in self.encoders.modules():  # also those within a joint backbone
+        for part in (*self.encoders.modules(), *self.objective.modules()):  # also nested ones
             if isinstance(part, Encoders):
                 part.together = settings.sync_batch_norm
         self._network = _Network(self.encoders, self.objective, modalities, settings.channels_last)
@@ -203,6 +203,7 @@ class Pretraining:
             raise
         finally:
             self.log.close()
+        self.objective.finish()
         if distributed.is_main():
             # The objective first: finished encoders say that both are there.
             save_weights(self.objective, self.folder / "checkpoints" / "objective.safetensors")
