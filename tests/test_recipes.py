@@ -157,8 +157,8 @@ def test_comments_name_recipes_and_tables_that_there_are(name: str) -> None:
     text = re.sub(r"\n# *", " ", FILES[name].read_text())
     tables = {table for table, _ in shipped_tables()}
     assert set(re.findall(r"mmssl table (\w+)", text)) <= tables
-    recipes = {found.removesuffix(".yaml") for found in re.findall(r"\bxdc/\w[\w./]*\w", text)}
-    assert recipes <= FILES.keys()
+    named = re.findall(r"\b(?:xdc|avbert)/\w[\w./]*\w", text)
+    assert {found.removesuffix(".yaml") for found in named} <= FILES.keys()
 
 
 @pytest.mark.usefixtures("environ")

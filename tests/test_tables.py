@@ -72,6 +72,18 @@ def test_figures_are_the_papers_and_the_runs(runs: Path) -> None:
     assert markdown(titles, rows).splitlines()[1] == "| --- | ---: | ---: | ---: | ---: | ---: |"
 
 
+def test_a_row_may_be_a_part_of_a_run(runs: Path) -> None:
+    text = TABLE.replace("ESC: other}}", "ESC: other}, metric: {UCF: ucf_b/video/top1}}")
+    (runs / "t.yaml").write_text(text)
+    cells = collect(load_table(str(runs / "t.yaml")), runs).cells
+    assert (cells["mixed"]["UCF"].measured, cells["mixed"]["UCF"].best_of) == (75.0, 1)
+    assert cells["mixed"]["ESC"].measured == pytest.approx(12.345)
+    assert cells["XDC"]["UCF"].best_of == 2
+    (runs / "t.yaml").write_text(text.replace("metric: {UCF: ucf_b", "metric: {UFC: ucf_b"))
+    with pytest.raises(UserError, match=r"rows.mixed: there is no column 'UFC'"):
+        load_table(str(runs / "t.yaml"))
+
+
 def test_an_evaluation_that_is_not_finished_counts_for_nothing(runs: Path) -> None:
     (runs / "other" / "stages" / "evaluate-esc.json").unlink()
     cells = collect(load_table(str(runs / "t.yaml")), runs).cells

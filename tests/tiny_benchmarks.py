@@ -1,7 +1,12 @@
 """Published datasets' folders with a sample or two a class and empty files: enough for a plan."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+
+from mmssl_media.benchmarks.kinetics import SOUNDS
 
 
 def _write(file: Path, lines: Sequence[str]) -> None:
@@ -15,7 +20,7 @@ def _touch(file: Path) -> None:
 
 
 def _kinetics(folder: Path) -> None:
-    classes = [f"class {number:03d}" for number in range(400)]
+    classes = [*SOUNDS, *(f"class {number:03d}" for number in range(len(SOUNDS), 400))]
     for split in ("train", "val"):
         rows = [f"{name},{split}_{n:04d},0,10,{split}" for n, name in enumerate(classes)]
         header = "label,youtube_id,time_start,time_end,split"
@@ -83,6 +88,57 @@ def _dcase(folder: Path) -> None:
             _touch(folder / part / f"{name}01.wav")
 
 
+def _charades(folder: Path) -> None:
+    classes = [f"c{number:03d} Doing {number}" for number in range(157)]
+    _write(folder / "Charades_v1_classes.txt", classes)
+    for split in ("train", "test"):
+        rows = [f"{split}1,c000 0.00 9.00;c156 1.00 2.00", f"{split}2,c001 0.00 30.00"]
+        _write(folder / f"Charades_v1_{split}.csv", ["id,actions", *rows])
+        for number in (1, 2):
+            _touch(folder / f"Charades_v1_480/{split}{number}.mp4")
+
+
+def _moments_in_time(folder: Path) -> None:
+    classes = [f"class {number:03d}" for number in range(339)]
+    _write(folder / "moments_categories.txt", [f"{name},{n}" for n, name in enumerate(classes)])
+    for split in ("training", "validation"):
+        rows = [f"{name}/{split}.mp4,{name},1,0" for name in classes]
+        _write(folder / f"{split}Set.csv", rows)
+        for name in classes:
+            _touch(folder / split / f"{name}/{split}.mp4")
+
+
+def _howto100m(folder: Path) -> None:
+    narration = {"start": [0, 4, 8], "end": [4, 8, 12], "text": ["peel it", "cut it", "eat it"]}
+    _write(folder / "caption.json", [json.dumps({"one": narration, "two": narration})])
+    for video in ("one", "two"):
+        _touch(folder / f"videos/{video}.mp4")
+
+
+def _youcook2(folder: Path) -> None:
+    steps = [{"segment": [0, 9], "sentence": "peel it"}, {"segment": [9, 20], "sentence": "cut it"}]
+    videos = {"one": {"subset": "validation", "annotations": steps}}
+    _write(folder / "youcookii_annotations_trainval.json", [json.dumps({"database": videos})])
+    _touch(folder / "raw_videos/one.mp4")
+
+
+def _msrvtt(folder: Path) -> None:
+    rows = ["key,vid_key,video_id,sentence", "0,msr1,video1,a cook", "1,msr2,video2,a dog"]
+    _write(folder / "MSRVTT_JSFUSION_test.csv", rows)
+    for number in (1, 2):
+        _touch(folder / f"videos/video{number}.mp4")
+
+
+def _vocabulary(file: Path) -> None:
+    _write(file, ["it", "cut", "peel", "eat", "cook", "dog"])
+
+
+def _word2vec(file: Path) -> None:
+    """As many vectors as VATT has, all zeros: a file without contents on most disks."""
+    memory = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(2**16, 300))
+    memory.flush()
+
+
 def _ig65m(file: Path) -> None:
     _write(file, ["path", "a.mp4", "b.mp4"])
 
@@ -95,14 +151,24 @@ _MAKERS = {
     "HMDB51": _hmdb51,
     "ESC50": _esc50,
     "DCASE": _dcase,
+    "CHARADES": _charades,
+    "MOMENTS_IN_TIME": _moments_in_time,
+    "HOWTO100M": _howto100m,
+    "YOUCOOK2": _youcook2,
+    "MSRVTT": _msrvtt,
+    "VOCABULARY": _vocabulary,
+    "WORD2VEC": _word2vec,
     "IG65M_TRAIN": _ig65m,
 }
 
 
 def benchmarks(folder: Path) -> dict[str, str]:
-    """Where `make_benchmarks` puts what XDC's recipes read, by the variables that they name."""
+    """Where `make_benchmarks` puts what recipes read, by the variables that they name."""
     places = {name: folder / name.lower() for name in _MAKERS}
     places["IG65M_TRAIN"] = folder / "ig65m.csv"
+    places["VOCABULARY"] = folder / "words.txt"
+    places["WORD2VEC"] = folder / "vectors.npy"
+    places["KINETICS600"] = places["KINETICS700"] = places["KINETICS"]
     return {name: str(place) for name, place in places.items()}
 
 

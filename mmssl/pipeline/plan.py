@@ -116,10 +116,17 @@ def _short(spec: ComponentSpec) -> str:
         if value != default:
             if isinstance(spec.parameters[key], Training):
                 value = f"({value['epochs']} epochs of {value['epoch_size']:,})"
-            elif isinstance(value, dict) and "use" in value:
-                value = value["use"]
-            shown.append(f"{key}={value}")
+            shown.append(f"{key}={_named(value)}")
     return " ".join(shown)
+
+
+def _named(value: Any) -> Any:
+    """A component's name in place of its parameters, also of those in a mapping."""
+    if isinstance(value, dict) and "use" in value:
+        return value["use"]
+    if isinstance(value, dict) and all(isinstance(v, dict) and "use" in v for v in value.values()):
+        return "{" + ", ".join(f"{key}: {one['use']}" for key, one in value.items()) + "}"
+    return value
 
 
 def _check_batch(recipe: Recipe, launcher: Launcher) -> None:

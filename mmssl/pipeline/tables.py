@@ -53,6 +53,10 @@ class Row(Typed):
     run: str | dict[str, str] | None = Field(
         default=None, description="The run's name or a pattern; or by column, where they differ."
     )
+    metric: dict[str, str] = Field(
+        default_factory=dict,
+        description="By column, where the row is a part of its run: instead of the column's.",
+    )
 
 
 class PaperTable(Typed):
@@ -150,7 +154,7 @@ def load_table(source: str) -> PaperTable:
         ) from None
     known = dict(shipped_recipes())
     for name, row in table.rows.items():
-        columns = [*row.paper, *(row.run if isinstance(row.run, dict) else {})]
+        columns = [*row.paper, *(row.run if isinstance(row.run, dict) else {}), *row.metric]
         for column in columns:
             if column not in table.columns:
                 raise UserError(f"{path}: rows.{name}: there is no column {column!r}")
@@ -193,6 +197,8 @@ def collect(table: PaperTable, folder: Path) -> Collected:
         cells[name] = {}
         for title, column in table.columns.items():
             pattern = row.run.get(title) if isinstance(row.run, dict) else row.run
+            if title in row.metric:
+                column = column.model_copy(update={"metric": row.metric[title]})
             found = Cell(None) if pattern is None else measured(pattern, column)
             cells[name][title] = Cell(
                 row.paper.get(title), found.measured, found.deviation, found.runs, found.best_of
