@@ -13,9 +13,9 @@ Shapes: ``B`` samples, ``C`` channels, ``T`` frames, ``H`` and ``W`` pixels, ``F
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -185,6 +185,13 @@ class Features:
 
     pooled: Tensor
     tokens: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Features of the same class, with each of their tensors changed."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(
+            self, **{name: change(x) for name, x in tensors.items() if isinstance(x, Tensor)}
+        )
 
 
 @dataclass

@@ -44,8 +44,11 @@ def test_components_are_listed(tmp_path: Path) -> None:
     assert only[0] == "backbones"
     names = ["r2plus1d_18", "r2plus1d_18_xdc", "r3d_18", "resnet18_audio", "resnet18_vmz"]
     names += ["resnet50_half_audio", "slow_r50_avbert", "slowfast_r50", "timm"]
+    vatt = ["vatt", "vatt_agnostic", "vatt_text", "video_patches", "waveform_patches"]
+    vatt += ["spectrogram_patches", "word_embeddings"]
     rows = [["avbert", "mmssl_avbert"], *([name, "mmssl_backbones"] for name in names)]
-    assert [line.split() for line in only[1:]] == rows
+    rows += [[name, "mmssl_vatt"] for name in vatt]
+    assert [line.split() for line in only[1:]] == sorted(rows)
 
 
 def test_a_component_is_described(tmp_path: Path) -> None:

@@ -1,16 +1,18 @@
 """Preparing clips and streaming features."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from toys import Perceptron, Rows, Vector
 
-from mmssl.contracts import Modality
+from mmssl.contracts import Features, Modality
 from mmssl.data.loading import LoaderSettings, Unreadable
 from mmssl.training.encoders import Encoders
-from mmssl.training.features import FeatureStream, Precision, autocast, prepare
+from mmssl.training.features import FeatureStream, Precision, _in_full, autocast, prepare
 from mmssl_media.audio import Audio
 from mmssl_media.video import Video
 
@@ -74,3 +76,18 @@ def test_streamed_features_do_not_depend_on_batches_or_workers() -> None:
     assert results[0]["b"][7].eq(0).all()
     assert encoders.training  # put back
     assert found == [("validation", Unreadable(4, "row4", "is damaged"))] * 3
+
+
+@dataclass(kw_only=True)
+class Several(Features):
+    candidates: Tensor
+    valid: Tensor
+
+
+def test_what_is_read_of_features_of_a_class_of_their_own_is_float32() -> None:
+    half = torch.ones(2, 3, dtype=torch.bfloat16)
+    found = _in_full(Several(pooled=half, candidates=half[:, None], valid=half[:, 0] > 0))
+    assert isinstance(found, Several)
+    assert found.tokens is None
+    assert found.pooled.dtype == found.candidates.dtype == torch.float32
+    assert found.valid.dtype == torch.bool

@@ -1,7 +1,6 @@
 """The recipe's backbones, by modality."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -139,7 +138,7 @@ def _measure(backbone: nn.Module, clip: Tensor, present: Tensor) -> Features:
     if bool(present.all()):
         return features
     mask = present.to(clip.device)
-    return _changed(features, lambda x: x * mask.view(-1, *[1] * (x.ndim - 1)))
+    return features.map(lambda x: x * mask.view(-1, *[1] * (x.ndim - 1)))
 
 
 def _train(
@@ -172,15 +171,7 @@ def _train(
     else:
         # BatchNorm refuses a single value per channel: a lonely row stands twice.
         some = backbone(clip[rows] if everywhere > 1 else clip[rows.repeat(2)])
-    return _changed(some, lambda x: _spread(x[: len(rows)], rows, len(clip)))
-
-
-def _changed(features: Features, change: Callable[[Tensor], Tensor]) -> Features:
-    """Features of the same class, with each of their tensors changed."""
-    tensors = {field.name: getattr(features, field.name) for field in fields(features)}
-    return replace(
-        features, **{name: change(x) for name, x in tensors.items() if isinstance(x, Tensor)}
-    )
+    return some.map(lambda x: _spread(x[: len(rows)], rows, len(clip)))
 
 
 def _spread(values: Tensor, rows: Tensor, size: int) -> Tensor:

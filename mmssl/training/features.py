@@ -142,8 +142,7 @@ class FeatureStream:
 
 
 def _in_full(features: Features) -> Features:
-    tokens = None if features.tokens is None else features.tokens.float()
-    return Features(features.pooled.float(), tokens)
+    return features.map(lambda x: x.float() if x.is_floating_point() else x)
 
 
 def _present(name: str, present: Mapping[str, Tensor]) -> np.ndarray:
