@@ -117,10 +117,22 @@ def recipe(folder: Path, subnetworks: str, more: str = "") -> Path:
 @pytest.mark.parametrize(
     ("subnetworks", "more", "message"),
     [
-        ("{video: vidio_cnn}", "", r"long.yaml:\d+: evaluations.probe.subnetworks.video: no backb"),
-        ("{audio: video_cnn}", "", r"evaluations.probe: audio has a network for video, not for audio"),
+        (
+            "{video: vidio_cnn}",
+            "",
+            r"long.yaml:\d+: evaluations.probe.subnetworks.video: video\+audio has",
+        ),
+        (
+            "{audio: video_cnn}",
+            "",
+            r"evaluations.probe: audio has a network for video, not for audio",
+        ),
         ("{video: multimodal}", "", r"subnetworks.video: 'multimodal' of video\+audio does not"),
-        ("{text: video_cnn}", "", r"subnetworks.text: 'video_cnn' of video\+audio does not enc"),
+        (
+            "{text: video_cnn}",
+            "",
+            r"subnetworks.text: no backbone serves text; there are: video\+audio",
+        ),
         ("{video: video_cnn}", CLIP, r"probe.modalities.audio: this modality is not measured"),
         ("{audio: audio_transformer}", CLIP.replace("0.5", "4"), r"evaluations.probe: audio does"),
         ("{audio: 3}", "", r"subnetworks.audio: expected text, got 3"),

@@ -155,8 +155,9 @@ def test_subnetworks_share_parameters_and_stand_in_the_recipes_order() -> None:
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"a": "smal"}, "subnetworks.a: no backbone has a subnetwork 'smal'; there are: small, bo"),
-        ({"c": "small"}, "subnetworks.c: 'small' of b\\+a does not encode c"),
+        ({"a": "smal"}, r"subnetworks.a: b\+a has no subnetwork 'smal'; there are: small, both"),
+        ({"c": "small"}, "subnetworks.c: c has no subnetwork 'small'$"),
+        ({"d": "small"}, r"subnetworks.d: no backbone serves d; there are: b\+a, c"),
         ({"a+b": "small"}, "subnetworks.a\\+b: 'small' of b\\+a does not encode a\\+b"),
         ({"a": "both"}, "subnetworks.a: 'both' of b\\+a does not encode a$"),
         ({"b+a": "both", "a": "small"}, "subnetworks.a: 'a' is encoded by two of them"),

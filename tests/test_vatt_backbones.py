@@ -456,6 +456,28 @@ def test_a_modality_alone() -> None:
     assert {id(p) for p in alone.parameters()} < {id(p) for p in encoders.parameters()}
 
 
+@pytest.mark.parametrize("key", ["video", "+".join(NAMES)])
+def test_fine_tuning_may_see_all_tokens(key: str) -> None:
+    """Fields of the paper: none are dropped in fine-tuning (B.5)."""
+    net = (
+        agnostic(drop_token=0.5)
+        if "+" in key
+        else agnostic(drop_token=0.5).towers.backbones["video"]
+    )
+    encoders = Encoders({key: net}, key.split("+"))
+    whole = encoders.subnetworks({"video": "video" if "+" in key else "all_tokens"}).train()
+    clip, there = {"video": clips(2)["video"]}, {"video": torch.ones(2, dtype=torch.bool)}
+    kept = (
+        net.train()(clips(2), present("vati", "vati"))["video"]
+        if "+" in key
+        else net(clip["video"])
+    )
+    found = whole(clip, there)["video"]
+    assert kept.tokens.shape[1] < found.tokens.shape[1]
+    assert found.tokens.shape[1] == whole.eval()(clip, there)["video"].tokens.shape[1]
+    assert {id(p) for p in whole.parameters()} <= {id(p) for p in net.parameters()}
+
+
 def test_other_modalities_are_refused() -> None:
     with pytest.raises(ValueError, match="has tokenizers of video, audio, text, imu, not of video"):
         agnostic()({"video": torch.zeros(1)}, {})

@@ -95,23 +95,25 @@ class Encoders(nn.Module):
             chosen: the names of `Backbone.subnetworks` by modality, or by several joined by ``+``.
 
         Raises:
-            UserError: no backbone has one of the name, it encodes something else, or a modality
-                stands twice.
+            UserError: their backbone has none of the name, it encodes something else, or a
+                modality stands twice.
         """
-        offered = {
-            name: (key, network)
-            for key, backbone in self.backbones.items()
-            for name, network in backbone.subnetworks().items()  # type: ignore[operator]
-        }
         networks: dict[str, Backbone] = {}
         taken: list[str] = []
         for key, name in chosen.items():
-            if name not in offered:
-                there = f"; there are: {', '.join(offered)}" if offered else ""
-                raise UserError(f"subnetworks.{key}: no backbone has a subnetwork {name!r}{there}")
-            whole, network = offered[name]
             names = key.split("+")
-            if not set(names) <= set(whole.split("+")) or (len(names) > 1) != network.joint:
+            # Of the backbone that serves them, as those of others may have the same name.
+            serving = (k for k in self.backbones if set(names) <= set(k.split("+")))
+            whole = next(serving, None)
+            if whole is None:
+                there = ", ".join(self.backbones)
+                raise UserError(f"subnetworks.{key}: no backbone serves {key}; there are: {there}")
+            offered: Mapping[str, Backbone] = self.backbones[whole].subnetworks()  # type: ignore[operator]
+            network = offered.get(name)
+            if network is None:
+                there = f"; there are: {', '.join(offered)}" if offered else ""
+                raise UserError(f"subnetworks.{key}: {whole} has no subnetwork {name!r}{there}")
+            if (len(names) > 1) != network.joint:
                 raise UserError(f"subnetworks.{key}: {name!r} of {whole} does not encode {key}")
             if twice := set(names) & set(taken):
                 raise UserError(f"subnetworks.{key}: {twice.pop()!r} is encoded by two of them")

@@ -9,7 +9,7 @@ with GELU behind the Transformer that all share. What it knows of a modality is 
 backbone with tokens: a further one joins by its own.
 """
 
-from collections.abc import Mapping
+import copy
 from typing import Annotated
 
 from pydantic import Field
@@ -99,6 +99,12 @@ class Tower(Backbone):
         if self.project is not None:
             outputs = functional.gelu(self.project(outputs))
         return summarised(outputs, valid)
+
+    def subnetworks(self) -> dict[str, Backbone]:
+        """``all_tokens``: the same network, which drops none in training either."""
+        undropped = copy.copy(self)  # its parts are these very ones
+        undropped.drop_token = 0.0
+        return {"all_tokens": undropped}
 
 
 def vatt(
@@ -192,6 +198,10 @@ class VattAgnostic(Backbone):
         features: dict[str, Features] = self.towers(clips, {name: present[name] for name in names})
         return features
 
-    def subnetworks(self) -> Mapping[str, Backbone]:
-        """By modality the path of its clips, with the Transformer that all share."""
-        return dict(self.towers.backbones.items())  # type: ignore[arg-type]
+    def subnetworks(self) -> dict[str, Backbone]:
+        """By modality the path of its clips through the Transformer; no tokens are dropped."""
+        found: dict[str, Backbone] = {}
+        for name, tower in self.towers.backbones.items():
+            assert isinstance(tower, Tower)
+            (found[name],) = tower.subnetworks().values()
+        return found
