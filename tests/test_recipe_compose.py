@@ -316,6 +316,27 @@ def test_variables_are_replaced_after_merging_and_not_in_keys(files: Files) -> N
     assert files(texts, "x=${A}", environ=ENVIRON)["x"] == 1
 
 
+def test_here_is_the_folder_of_the_file_that_says_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {
+        "a.yaml": "extends: parts/b.yaml\ny: ${here}/y",
+        "parts/b.yaml": "x: ${here}/x",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    tree = resolve("../a.yaml", ["z=${here}/z"], {"here": "nowhere"})
+    assert {key: node.value for key, node in tree.value.items()} == {
+        "name": "a",
+        "x": str(tmp_path / "parts" / "x"),
+        "y": str(tmp_path / "y"),
+        "z": str(elsewhere / "z"),
+    }
+
+
 def test_all_unset_variables_are_named_with_their_lines(files: Files) -> None:
     text = "a: 1\nb:\n  c: ${ONE}/x\nd: [1, '${TWO}']\n"
     hint = "is not set: set it (export {0}=...), or give a default (${{{0}:-default}})"

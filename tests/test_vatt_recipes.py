@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parents[1] / "recipes" / "vatt"
 NAMES = sorted(
     path.stem
     for path in FOLDER.glob("*.yaml")
-    if not path.name.startswith("_") and path.stem != "quickstart"
+    if not path.name.startswith("_") and not path.stem.startswith("quickstart")
 )
 PARTS = sorted(path.stem for path in FOLDER.glob("_*.yaml"))
 

@@ -13,6 +13,9 @@ from mmssl.recipe.yaml12 import COMMAND_LINE, MAX_DEPTH, Node, Place, located, p
 MAX_BYTES = 1 << 20
 MAX_MESSAGES = 10
 
+#: The variable that is no one's environment: ``${here}/words.txt`` lies beside the recipe.
+HERE = "here"
+
 #: They say what one file is, so `extends` does not pass them on: two recipes that extend a third
 #: would otherwise share its run folder.
 _OWN = ("name", "description", "sweep")
@@ -266,12 +269,17 @@ def _substitute(
     if not isinstance(node.value, str) or "${" not in node.value:
         return node
     try:
-        text, is_variable = expand(node.value, environ)
+        text, is_variable = expand(node.value, {**environ, HERE: _folder(node.place)})
         return Node(scalar(text) if node.plain and is_variable else text, node.place)
     except (ValueError, RecursionError) as error:
         reason = "'${' nested too deep" if isinstance(error, RecursionError) else str(error)
         messages.append(located(node.place, path, reason))
         return node
+
+
+def _folder(place: Place) -> str:
+    """Of the file that a value was written in; of the command line's the working directory."""
+    return os.path.abspath(os.curdir if place.line is None else os.path.dirname(place.file))
 
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
