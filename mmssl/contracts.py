@@ -667,7 +667,12 @@ class Evaluator(ABC):
 
     A recipe may give each one ``subnetworks`` and ``modalities``, too: which networks are measured
     and how clips are read. The context follows them, and an evaluator need not know.
+
+    Attributes:
+        encodes: does it send clips through networks? Those keys are refused where it does not.
     """
+
+    encodes: bool = True
 
     def check(self, modalities: Sequence[str]) -> None:  # noqa: B027 - most fit any
         """Check, before anything is trained, that there is what it is to measure.

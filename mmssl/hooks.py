@@ -22,7 +22,9 @@ nor its own components.
 A target is a class or function whose keyword-only parameters are annotated and documented in
 its docstring's ``Args:`` section. They are what a recipe may set: types, defaults, ranges
 (``Annotated[int, Field(gt=0)]``) and nested components (annotated with their contract, for
-instance ``train: Dataset``) are all read from the signature. Contracts: `mmssl.contracts`.
+instance ``train: Dataset``) are all read from the signature. Contracts: `mmssl.contracts`. Of an
+evaluator the names ``subnetworks`` and ``modalities`` are taken: a recipe gives them to every
+evaluation, and the core heeds them.
 
 A hook with any other name that starts with ``register_`` is refused as misspelt.
 """

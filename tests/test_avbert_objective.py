@@ -526,6 +526,14 @@ def test_training_on_batches_of_one_is_refused() -> None:
     assert built(cpp=False)[0].loss(batch, features_of(batch)).total > 0
 
 
+def test_one_modality_first_needs_a_transformer_of_its_own() -> None:
+    with pytest.raises(UserError, match=r"objective.first: with sharing all"):
+        built(avbert(sharing="all", pooled="cnn"), first="audio")
+    with pytest.raises(UserError, match=r"objective.first: this backbone's fusion has no"):
+        built(avbert(fusion="early", pooled="cnn"), first="audio")
+    built(avbert(sharing="layers", pooled="cnn"), first="audio")
+
+
 def test_it_is_described() -> None:
     result = CliRunner().invoke(app, ["describe", "objective", "avbert"])
     assert result.exit_code == 0

@@ -135,7 +135,13 @@ def recipe(folder: Path, subnetworks: str, more: str = "") -> Path:
         ),
         ("{video: video_cnn}", CLIP, r"probe.modalities.audio: this modality is not measured"),
         ("{audio: audio_transformer}", CLIP.replace("0.5", "4"), r"evaluations.probe: audio does"),
-        ("{audio: 3}", "", r"subnetworks.audio: expected text, got 3"),
+        ("{audio: 3}", "", r"subnetworks.audio: expected text or null, got 3"),
+        ("{}", "only: [video]", r"evaluations.probe: the backbone 'video\+audio' needs 'audio'"),
+        (
+            "{video: video_cnn, audio: audio_cnn}",
+            f"only: [video]\n    {CLIP}",
+            r"probe.modalities.audio: this modality is not measured: only leaves it out",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(
@@ -144,6 +150,26 @@ def test_mistakes_are_told_before_anything_is_trained(
     with pytest.raises(UserError, match=message) as raised:
         make_plan(load(str(recipe(tmp_path, subnetworks, more))))
     assert "\n" not in str(raised.value)
+
+
+def test_an_extended_evaluation_may_measure_something_else(tmp_path: Path) -> None:
+    recipe(tmp_path, "{video+audio: multimodal}")
+    (tmp_path / "more.yaml").write_text(
+        "extends: long.yaml\n"
+        "evaluations: {probe: {subnetworks: {video+audio: null, video: video_cnn}}}\n"
+    )
+    plan = make_plan(load(str(tmp_path / "more.yaml")))
+    shown = next(table for table in plan.tables if table.title == "evaluations").rows
+    assert "subnetworks={video+audio: None, video: video_cnn}" in shown[0][1]
+
+
+@pytest.mark.parametrize("use", ["clusters", "filters"])
+@pytest.mark.parametrize("key", ["subnetworks: {video: video_cnn}", CLIP])
+def test_what_encodes_no_clips_measures_no_networks(use: str, key: str, tmp_path: Path) -> None:
+    path = tmp_path / "long.yaml"
+    path.write_text(RECIPE + f"evaluations:\n  e:\n    use: {use}\n    {key}\n")
+    with pytest.raises(UserError, match=f"{use} encodes no clips: leave it out"):
+        make_plan(load(str(path)))
 
 
 def test_one_checkpoint_is_measured_in_parts(tmp_path: Path) -> None:

@@ -178,6 +178,9 @@ def test_a_frozen_network_in_training_computes_as_in_evaluation() -> None:
     assert torch.equal(first, second)
     after = network.state_dict()
     assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("backbones.a."))
-    none = {"a": torch.zeros(6, dtype=torch.bool), "b": ALL}
+    none = {"a": torch.zeros(6, dtype=torch.bool), "b": torch.zeros(6, dtype=torch.bool)}
+    network.backbones["b"].layers[1].eval()  # type: ignore[union-attr, index]
     network(CLIPS, none)
     assert not network.backbones["a"].training
+    assert network.backbones["b"].training
+    assert [part.training for part in network.backbones["b"].layers] == [True, False] + [True] * 3  # type: ignore[union-attr]

@@ -1,13 +1,16 @@
 """Log-mel spectrograms against a slow reference from the formulas; augmentations."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mmssl import Draws, UserError
+from mmssl import Draws, Media, Sample, UserError
 from mmssl_media.audio import Audio
+from mmssl_media.decode import pcm
+from mmssl_media.synthetic_clips import Format, write
 
 EVERYTHING = {
     "gain": 8.0,
@@ -163,3 +166,13 @@ def test_impossible_parameters() -> None:
         Audio(seconds=0.01)
     with pytest.raises(UserError, match="hop"):
         Audio(hop_ms=0.01)
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000, 48_000])
+def test_sound_is_whole_from_the_first_sample_on(rate: int, tmp_path: Path) -> None:
+    """A coder's first packet, which lies before the beginning, is a part of what follows it."""
+    wave = (0.5 * np.sin(2 * np.pi * 300 * np.arange(2 * rate) / rate)).astype(np.float32)
+    write(tmp_path / "a.mp4", Format(32, 8, 2.0, rate), np.zeros((16, 32, 32, 3), np.uint8), wave)
+    with Media(Sample("a", str(tmp_path / "a.mp4"))) as media:
+        found = pcm(media, 0.0, rate // 2, rate)
+    np.testing.assert_allclose(found, wave[: rate // 2], atol=0.06)

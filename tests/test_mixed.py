@@ -313,6 +313,21 @@ def test_a_modality_that_the_recipe_does_not_have_is_a_mistake(tmp_path: Path) -
         load(tmp_path / "a.yaml")
 
 
+def test_readers_of_parts_within_parts_are_kept() -> None:
+    inner = Mixed(datasets={"a": Rows(2)}, modalities={"a": {"sight": Sight(2.0)}})
+    outer = Mixed(datasets={"in": inner}, modalities={"in": {"other": Vector("v")}})
+    assert set(outer.sample(0).readers) == {"sight", "other"}
+
+
+def test_a_misspelt_modality_of_an_evaluations_data(tmp_path: Path) -> None:
+    parts = "{use: mixed, modalities: {made: {vidoe: {use: video}}}, datasets: {made: synthetic}}"
+    (tmp_path / "a.yaml").write_text(
+        RECIPE + f"evaluations: {{e: {{use: knn, train: synthetic, test: {parts}}}}}\n"
+    )
+    with pytest.raises(UserError, match=r"made.vidoe: there is no modality 'vidoe'"):
+        load(tmp_path / "a.yaml")
+
+
 def test_a_part_may_lack_modalities() -> None:
     rows = Rows(3, without={"v": range(3)})
     reader = ClipReader(

@@ -363,7 +363,7 @@ def test_components_of_this_environment_have_complete_schemas() -> None:
     found = discover()
     for kind in KINDS:
         for registration in found.components(kind):
-            for parameter in parameters(registration.load()):
+            for parameter in parameters(registration.load(), kind):
                 assert parameter.description, f"{kind} {registration.name}: {parameter.name}"
     jsonschema.Draft202012Validator.check_schema(schema(found))
 

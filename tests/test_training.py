@@ -345,9 +345,14 @@ def test_what_an_objective_freezes_stays_as_it_is(tmp_path: Path) -> None:
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
-def test_long_gradients_are_scaled_down(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_long_gradients_are_scaled_down(precision: str, tmp_path: Path) -> None:
+    """Also where fp16 scales the loss, and so the gradients."""
+
     def gradients(folder: str, clip_norm: float | None) -> torch.Tensor:
-        job = pretraining(tmp_path / folder, settings=changed(clip_norm=clip_norm), epochs=1)
+        settings = changed(clip_norm=clip_norm, precision=precision)
+        job = pretraining(tmp_path / folder, settings=settings, epochs=1)
+        job.scaler = torch.amp.GradScaler("cpu", 64.0, enabled=precision == "fp16")
         batch = next(job.batches(1, ())).batch
         job.objective.begin_round = lambda round: ()  # type: ignore[method-assign]
         job.objective = Agreement()

@@ -25,7 +25,7 @@ def describe(
     print(f"{SINGULAR[component.kind]} {component.name}, from {component.owner}\n")
     prose, _, _ = (inspect.getdoc(target) or "").partition("\nArgs:")
     print(prose.strip() + "\n")
-    found = parameters(target)
+    found = parameters(target, component.kind)
     print("parameters:" if found else "It takes no parameters.")
     for parameter in found:
         default = "required" if parameter.required else f"default {_yaml(parameter.default)}"

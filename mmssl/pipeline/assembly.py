@@ -43,7 +43,7 @@ def measured_encoders(recipe: Recipe, name: str, encoders: Encoders) -> Encoders
     Raises:
         UserError: the evaluation asks for what they do not have.
     """
-    asked = recipe.evaluations[name].build_measured().subnetworks
+    asked = recipe.evaluations[name].build_measured().networks
     if not asked:
         return encoders
     try:
@@ -60,13 +60,14 @@ def measured_modalities(recipe: Recipe, name: str) -> dict[str, Modality]:
         UserError: it says so of one that it does not measure.
     """
     asked = recipe.evaluations[name].build_measured()
-    encoded = [key for keys in asked.subnetworks for key in keys.split("+")]
+    readers = asked.modalities or {}
+    encoded = [key for keys in asked.networks for key in keys.split("+")]
     keys = [key for key in recipe.modalities if not encoded or key in encoded]
-    for key in asked.modalities:
+    for key in readers:
         if key not in keys:
             message = f"this modality is not measured{suggest(key, keys)}"
             raise recipe.error(("evaluations", name, "modalities", key), message)
-    return {key: asked.modalities.get(key) or recipe.modalities[key].build() for key in keys}
+    return {key: readers.get(key) or recipe.modalities[key].build() for key in keys}
 
 
 def build_objective(recipe: Recipe, encoders: Encoders, train: Dataset) -> Objective:

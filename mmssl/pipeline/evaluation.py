@@ -178,6 +178,13 @@ class Context:
         if not weights.is_file():
             raise UserError(f"this run kept no objective: {weights} is missing")
         encoders = assembly.build_encoders(self.recipe)
+        measured = assembly.measured_encoders(self.recipe, self.title, encoders).dims
+        for name, dim in measured.items():
+            if dim != encoders.dims[name]:
+                raise UserError(
+                    f"subnetworks: features of {name} have {dim} dimensions, but the objective "
+                    f"learned to compare {encoders.dims[name]}: leave them out"
+                )
         objective = assembly.build_objective(self.recipe, encoders, self.pretraining_data)
         load_model(objective, weights)
         return objective.to(self.device).eval()

@@ -48,14 +48,7 @@ def make_plan(recipe: Recipe) -> Plan:
         spec.build()
     for name, spec in recipe.evaluations.items():
         evaluator: Evaluator = spec.build()
-        measured = assembly.measured_encoders(recipe, name, encoders)
-        components = assembly.measured_modalities(recipe, name)
-        if measured is not encoders or spec.parameters["modalities"]:
-            _check_features(recipe, measured, components, ("evaluations", name))
-        try:
-            evaluator.check(list(components))
-        except UserError as error:
-            raise recipe.error(("evaluations", name), str(error)) from error
+        _check_measured(recipe, name, evaluator, encoders)
     _check_batch(recipe, launcher)
     _check_groups(recipe, encoders, objective)
     heads = _count(objective)
@@ -124,9 +117,32 @@ def _named(value: Any) -> Any:
     """A component's name in place of its parameters, also of those in a mapping."""
     if isinstance(value, dict) and "use" in value:
         return value["use"]
-    if isinstance(value, dict) and all(isinstance(v, dict) and "use" in v for v in value.values()):
-        return "{" + ", ".join(f"{key}: {one['use']}" for key, one in value.items()) + "}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_named(one)}" for key, one in value.items()) + "}"
     return value
+
+
+def _check_measured(recipe: Recipe, name: str, evaluator: Evaluator, encoders: Encoders) -> None:
+    """The networks that an evaluation measures are there, and take the clips that it reads."""
+    parameters = recipe.evaluations[name].parameters
+    asked = [key for key in ("subnetworks", "modalities") if parameters[key]]
+    if asked and not evaluator.encodes:
+        use = recipe.evaluations[name].use
+        raise recipe.error(("evaluations", name, asked[0]), f"{use} encodes no clips: leave it out")
+    measured = assembly.measured_encoders(recipe, name, encoders)
+    components = assembly.measured_modalities(recipe, name)
+    if asked:
+        _check_features(recipe, measured, components, ("evaluations", name))
+    only = parameters.get("only") or list(components)  # as evaluators call it that measure some
+    try:
+        evaluator.check(list(components))
+        measured.only(only)
+    except UserError as error:
+        raise recipe.error(("evaluations", name), str(error)) from error
+    for key in parameters["modalities"] or ():
+        if key not in only:
+            path = ("evaluations", name, "modalities", key)
+            raise recipe.error(path, "this modality is not measured: only leaves it out")
 
 
 def _check_batch(recipe: Recipe, launcher: Launcher) -> None:

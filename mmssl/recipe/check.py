@@ -55,7 +55,8 @@ def _backbones(recipe: Recipe) -> Iterator[Finding]:
 def _readers(recipe: Recipe) -> Iterator[Finding]:
     """Datasets may say how a modality of theirs is read: one that the recipe has."""
     for path, spec in recipe.components():
-        if path[0] == "data" and spec.kind == "modalities" and path[-1] not in recipe.modalities:
+        of_data = path[0] == "data" or (path[0] == "evaluations" and len(path) > 4)
+        if of_data and spec.kind == "modalities" and path[-1] not in recipe.modalities:
             name = str(path[-1])
             yield path, f"there is no modality {name!r}{suggest(name, list(recipe.modalities))}"
 

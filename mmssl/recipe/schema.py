@@ -55,7 +55,7 @@ def schema(registry: Registry | None = None) -> Schema:
     for kind in KINDS:
         for registration in registry.components(kind):
             try:
-                models[registration] = parameter_model(registration.load())
+                models[registration] = parameter_model(registration.load(), kind)
             except UserError:
                 continue
     everything: list[type[BaseModel]] = list(dict.fromkeys([Recipe, *models.values()]))

@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from typing import Annotated, Any, Final, Union, get_args, get_origin
@@ -73,25 +73,27 @@ class Parameter:
         return phrase(_translate(self.annotation)) or inspect.formatannotation(self.annotation)
 
 
-def parameters(target: Callable[..., Any]) -> list[Parameter]:
+def parameters(target: Callable[..., Any], kind: str = "") -> list[Parameter]:
     """What a recipe may set of a component, in the order of its signature.
 
-    Of an evaluator also what it may set of every evaluation.
+    Args:
+        target: the component.
+        kind: plural; of evaluators a recipe may also set what it may of every evaluation.
 
     Raises:
         UserError: a parameter has no annotation, or one that cannot be resolved.
     """
     own = _own_parameters(target)
-    contracts = sys.modules.get("mmssl.contracts")
-    if not (contracts and isinstance(target, type) and issubclass(target, contracts.Evaluator)):
+    if kind != "evaluators":
         return own
     from mmssl.recipe.evaluation import Measured
 
-    common = [replace(parameter, default={}) for parameter in _own_parameters(Measured)]
+    common = _own_parameters(Measured)
     for parameter in common:
         if parameter.name in {p.name for p in own}:
             raise UserError(
-                f"a parameter cannot be called {parameter.name!r}: every evaluation has such a key"
+                f"a parameter cannot be called {parameter.name!r}: every evaluation has this key "
+                "(mmssl.recipe.evaluation)"
             )
     return [*own, *common]
 
@@ -175,14 +177,14 @@ def _arguments(docstring: str) -> dict[str, str]:
 
 
 @cache
-def parameter_model(target: Callable[..., Any]) -> type[BaseModel]:
-    """The strict, frozen pydantic model of a component's parameters.
+def parameter_model(target: Callable[..., Any], kind: str = "") -> type[BaseModel]:
+    """The strict, frozen pydantic model of the parameters of a component of a kind.
 
     Raises:
         UserError: the signature does not say what a recipe may set.
     """
     fields: dict[str, Any] = {}
-    for parameter in parameters(target):
+    for parameter in parameters(target, kind):
         options: dict[str, Any] = {}
         if not parameter.required:
             options["default"] = parameter.default
@@ -271,7 +273,7 @@ class Kind:
         except UserError as error:
             raise _error(str(error), "use") from None
         try:
-            model = parameter_model(target)
+            model = parameter_model(target, self.kind)
         except UserError as error:
             raise _error(f"{blame(registration)}: {error}", "use") from None
         given = {key: item for key, item in value.items() if key != "use"}

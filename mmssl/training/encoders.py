@@ -162,9 +162,11 @@ def _train(
         return features
     if everywhere == 0:
         # Nothing to learn from: eval mode tells the features' shapes and touches no statistics.
+        training = [part for part in backbone.modules() if part.training]  # not what is frozen
         backbone.eval()
         features = _measure(backbone, clip, present)
-        backbone.train()
+        for part in training:
+            part.training = True
         return features
     rows = present.nonzero().squeeze(1).to(clip.device)
     if len(rows) == 0:

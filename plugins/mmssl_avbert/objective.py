@@ -81,7 +81,8 @@ class AVBertPretraining(Objective):
         projection: P, dimensions in which scoring functions compare.
         first: a modality whose CNN and Transformer are trained alone in a first round, on their
             term of MEP, and stay as they are in a second one, which trains the rest (audio: 62.8,
-            video: 63.1 where all are trained together 67.5 %, B.6).
+            video: 63.1 where all are trained together 67.5 %, B.6). What Transformers share of
+            their parameters stays as it is with them.
         init_std: standard deviation of what linear maps begin with.
     """
 
@@ -146,6 +147,13 @@ class AVBertPretraining(Objective):
         if self._first is not None and self._first not in names:
             raise UserError(
                 "objective.first: this backbone's fusion has no Transformer of one modality"
+            )
+        layers = {n: set(net.layers) for n, net in backbone.transformers.items()}  # type: ignore[arg-type]
+        first = layers.pop(self._first) if self._first is not None else set()
+        if any(first & others for others in layers.values()):
+            raise UserError(
+                "objective.first: with sharing all one modality's Transformer is every other's, "
+                "too, and a second round would have none to train"
             )
         scored = [n for n in names if self._mep and (n != MULTIMODAL or self._mep_multimodal)]
         kinds = dict.fromkeys(MULTIMODAL if n == MULTIMODAL else UNIMODAL for n in names)

@@ -57,7 +57,7 @@ class AVID(Objective):
         temperature: τ.
         dim: dimensions of the space.
         depth: linear maps of each modality's head.
-        hidden: dimensions between them.
+        hidden: dimensions between them; with one map there is nothing between.
     """
 
     log_z: Tensor

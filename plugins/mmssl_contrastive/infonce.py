@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from mmssl import Batch, Features, Losses, Objective
 from mmssl.training import distributed
 from mmssl.training.encoders import Encoders
-from mmssl_contrastive.pairs import SPACE, Pair, both, chosen, projected, projections, unit
+from mmssl_contrastive.pairs import (
+    SPACE,
+    Pair,
+    both,
+    chosen,
+    projected,
+    projections,
+    unit,
+)
 
 Size = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -38,7 +46,7 @@ class InfoNCE(Objective):
         pairs: of modalities; null for all.
         dim: dimensions of the space.
         depth: linear maps of each modality's head; 1 is a projection.
-        hidden: dimensions between them.
+        hidden: dimensions between them; with one map there is nothing between.
         temperature: 1/s, or what it begins with.
         learn_temperature: one for each pair, never below 0.01.
     """

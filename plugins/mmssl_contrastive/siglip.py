@@ -19,7 +19,15 @@ from torch.nn.functional import softplus
 from mmssl import Batch, Features, Losses, Objective
 from mmssl.training import distributed
 from mmssl.training.encoders import Encoders
-from mmssl_contrastive.pairs import SPACE, Pair, both, chosen, projected, projections, unit
+from mmssl_contrastive.pairs import (
+    SPACE,
+    Pair,
+    both,
+    chosen,
+    projected,
+    projections,
+    unit,
+)
 
 Size = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -40,7 +48,7 @@ class SigLIP(Objective):
         pairs: of modalities; null for all.
         dim: dimensions of the space.
         depth: linear maps of each modality's head; 1 is a projection.
-        hidden: dimensions between them.
+        hidden: dimensions between them; with one map there is nothing between.
         scale: t at the beginning.
         bias: c at the beginning; of the many pairs nearly all are wrong.
     """

@@ -47,6 +47,8 @@ class Clusters(Evaluator):
         round: which round's clusters, from 1; the last if not given.
     """
 
+    encodes = False
+
     def __init__(
         self,
         *,

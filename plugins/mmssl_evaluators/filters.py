@@ -32,6 +32,8 @@ class Filters(Evaluator):
             run, or of an exported one, with backbones of the same kind under the same keys.
     """
 
+    encodes = False
+
     def __init__(self, *, beside: Literal["initial"] | DirectoryPath = "initial") -> None:
         self.beside: Literal["initial"] | DirectoryPath = beside
 

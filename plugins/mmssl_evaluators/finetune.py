@@ -60,11 +60,11 @@ _NAMES = {
 class Finetune(Evaluator):
     """Trains the encoders on labels, each modality for itself, and tests them on several views.
 
-    Every modality gets a classifier of its own. They are trained in one loop, their losses summed,
-    and share nothing, so each learns what it would learn alone; only the files are read once. What
-    is tested is the state after the last epoch: a best epoch would be chosen on the test set. With
-    ``objective: {use: supervised, joined: true}`` there is one classifier of all modalities
-    together, trained and tested on the samples that have all of them.
+    Every modality gets a classifier of its own. They are trained in one loop, their losses summed;
+    where their networks share nothing, each learns what it would learn alone, and only the files
+    are read once. What is tested is the state after the last epoch: a best epoch would be chosen
+    on the test set. With ``objective: {use: supervised, joined: true}`` there is one classifier of
+    all modalities together, trained and tested on the samples that have all of them.
 
     Metrics, by modality, or joined such as ``video+audio/top1``: ``top1``, from 10 classes on
     ``top5``, and ``mean_class_accuracy``; where samples may have several classes, ``map``, ``auc``

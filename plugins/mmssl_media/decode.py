@@ -190,7 +190,8 @@ def _mono(media: Media, stream: AudioStream, start: float, samples: int) -> np.n
     upper = min(samples, round((media.end - start) * rate))
     found = False
     position: int | None = None
-    for time, frame in _decoded(media, stream, max(0.0, start - _PREROLL)):
+    # Also before the beginning: there a coder may keep what it needs to begin with.
+    for time, frame in _decoded(media, stream, max(-_PREROLL, start - _PREROLL)):
         if frame.sample_rate != rate:
             raise BadMedia(f"the sampling rate changes from {rate} to {frame.sample_rate} Hz")
         due = round((time - start) * rate)
@@ -251,13 +252,14 @@ def _decoded(media: Media, stream: Any, start: float) -> Iterator[tuple[float, A
         raise BadMedia("its times have no unit")
     begin = begins(media, stream)
     further = _RESYNC if _lands_within_frames(media, stream) else 0.0
-    targets = [max(0.0, start - further - back) for back in _STEPS_BACK]
+    earliest = min(0.0, start)
+    targets = [max(earliest, start - further - back) for back in _STEPS_BACK]
     if _guesses_times(media, stream):
         targets = [0.0]
     for target in [*targets, _BEFORE_ALL]:
         frames = _decoded_after_seek(media, stream, target, start)
         first = next(frames, None)
-        if first is not None and first[0] <= max(start, begin or start) + GRACE:
+        if first is not None and first[0] <= max(start, begin or max(0.0, start)) + GRACE:
             break
     return frames if first is None else chain([first], frames)
 

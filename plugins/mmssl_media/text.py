@@ -15,16 +15,20 @@ from torch import Tensor
 
 from mmssl import BadMedia, Draws, Media, MissingModality, Modality, Sample, UserError, Window
 
+# Signs that a script writes around its letters, such as vowels in Devanagari.
+_MARKS = "".join(chr(c) for c in range(0x300, 0x20000) if unicodedata.category(chr(c))[0] == "M")
+_LETTERS = rf"(?:[^\W_][{re.escape(_MARKS)}]*)+"
 # Letters and digits, and apostrophes between them.
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+_WORD = re.compile(rf"{_LETTERS}(?:'{_LETTERS})*")
 
 
 def words_of(text: str) -> list[str]:
     """The words of a text, in order.
 
     The text is lower-cased and composed (NFC), and typographic apostrophes become plain ones.
-    Then a word is a longest run of letters and digits of any script, with single apostrophes
-    between them: ``Don't pre-heat at 350°F`` has the words don't, pre, heat, at, 350 and f.
+    Then a word is a longest run of letters, with their marks, and digits of any script, with
+    single apostrophes between them: ``Don't pre-heat at 350°F`` has the words don't, pre, heat, at,
+    350 and f.
     """
     text = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").lower()
     return _WORD.findall(unicodedata.normalize("NFC", text))
