@@ -147,6 +147,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="steps that count (5), after one")
     parser.add_argument("--device", type=torch.device, default=there, help=f"cpu or cuda ({there})")
     arguments = parser.parse_args()
+    if arguments.frames < 4 or arguments.side < 16 or min(arguments.batch, arguments.repeats) < 1:
+        parser.error(
+            "a clip has 4 frames of 16 pixels or more, a batch a clip, and steps are counted"
+        )
     device = arguments.device
     clips = Clips(arguments.batch, arguments.frames, arguments.side)
 

@@ -1,16 +1,19 @@
 """Encoders: absent modalities, several modalities in one backbone, saving."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from toys import Perceptron
 
 from mmssl.contracts import Backbone, Features
 from mmssl.errors import UserError
-from mmssl.training.encoders import Encoders
+from mmssl.training.encoders import Encoders, save_weights
 
 
 class Joint(Backbone):
@@ -184,3 +187,40 @@ def test_a_frozen_network_in_training_computes_as_in_evaluation() -> None:
     assert not network.backbones["a"].training
     assert network.backbones["b"].training
     assert [part.training for part in network.backbones["b"].layers] == [True, False] + [True] * 3  # type: ignore[union-attr]
+
+
+# Weights
+
+
+class Tied(nn.Module):
+    """Tensors under several names, views that are not contiguous, and one without numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({name: nn.Linear(3, 3) for name in "abc"})
+        self.parts["d"] = self.parts["a"]
+        self.parts["c"].weight = self.parts["b"].weight  # type: ignore[assignment]
+        self.turned = nn.Parameter(torch.randn(2, 3).T)
+        self.register_buffer("none", torch.zeros(0, 4))
+        self.register_buffer("empty", torch.zeros(0, 4))
+
+
+def test_weights_are_written_alike_in_every_process(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Tied()
+    save_weights(module, tmp_path / "one.safetensors")
+    code = (
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
+        "from test_encoders import Tied; from mmssl.training.encoders import save_weights;"
+        "torch.manual_seed(0); save_weights(Tied(), Path(sys.argv[2]))"
+    )
+    for name in ("two", "three"):
+        path = tmp_path / f"{name}.safetensors"
+        subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent), path], check=True)
+        assert path.read_bytes() == (tmp_path / "one.safetensors").read_bytes()
+    torch.manual_seed(1)
+    other = Tied()
+    load_model(other, tmp_path / "one.safetensors")
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+    assert other.parts["d"] is other.parts["a"]

@@ -295,3 +295,11 @@ def test_files_that_hold_no_vectors(name: str, says: str, tmp_path: Path) -> Non
     assert says in str(raised.value)
     assert name in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_resized_tables_are_exact_under_autocast() -> None:
+    table = torch.randn(14, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = resized(table, 20)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, resized(table, 20))

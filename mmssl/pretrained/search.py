@@ -185,6 +185,8 @@ def _of_text(
             if other not in speaking and f"embeddings/{space}/{other}" in file.columns:
                 found = True
                 yield f"embeddings/{space}/{other}", values[column]
+    if not any(column.rpartition("/")[2] in speaking for column in values):
+        raise UserError(f"{nothing}none of its words is in the vocabulary of {pretrained.name}")
     if not found:
         raise UserError(
             f"{nothing}{pretrained.name} compares text with none of {', '.join(wanted)}: there are "

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 
 from mmssl.contracts import Backbone, Features
@@ -84,7 +84,9 @@ class Encoders(nn.Module):
             left_out = [name for name in names if name not in wanted]
             if len(left_out) < len(names):
                 if left_out:
-                    raise UserError(f"the backbone {key!r} needs {left_out[0]!r}, too")
+                    parts = ", ".join(backbone.subnetworks())  # type: ignore[operator]
+                    way = f"; or measure a part of it: subnetworks ({parts})" if parts else ""
+                    raise UserError(f"the backbone {key!r} needs {left_out[0]!r}, too{way}")
                 kept[key] = backbone
         return Encoders(kept, wanted)  # type: ignore[arg-type]
 
@@ -130,8 +132,20 @@ class Encoders(nn.Module):
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write all parameters and buffers as safetensors, atomically; `load_model` reads them."""
-    write_atomically(path, lambda temporary: save_model(module, str(temporary)))
+    """Write all parameters and buffers as safetensors, atomically; `load_model` reads them.
+
+    What several names share is written once, under the first: `save_model` would note the others
+    in an order that differs from process to process.
+    """
+    tensors: dict[str, Tensor] = {}
+    written: set[tuple[object, ...]] = set()
+    for name, tensor in module.state_dict().items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and place in written:
+            continue
+        written.add(place)
+        tensors[name] = tensor.contiguous()
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
 
 
 def _measure(backbone: nn.Module, clip: Tensor, present: Tensor) -> Features:

@@ -194,7 +194,10 @@ class VattAgnostic(Backbone):
         """
         names = self.towers.modalities
         if set(clips) != set(names):
-            raise ValueError(f"has tokenizers of {', '.join(names)}, not of {', '.join(clips)}")
+            raise ValueError(
+                f"has tokenizers of {', '.join(names)}, not of {', '.join(clips)}: name each "
+                "modality of its key under tokenizers"
+            )
         features: dict[str, Features] = self.towers(clips, {name: present[name] for name in names})
         return features
 

@@ -319,8 +319,18 @@ class WordEmbeddings(Backbone):
         Returns:
             ``tokens [B, ML, D]``, text by text; the mean of those that are no padding, zeros where
             all are; ``valid [B, M, L]``.
+
+        Raises:
+            UserError: an id is beyond the vectors, as far as that is seen without a wait for a GPU.
         """
         ids = clip.flatten(0, 1)
+        size = self.vectors.num_embeddings
+        seen = ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        if seen and ids.numel() and int(ids.max()) >= size:
+            raise UserError(
+                f"word {int(ids.max())} is beyond the {size} vectors of word_embeddings: give size "
+                "there and in the modality text the same value"
+            )
         tokens = self.vectors(ids)
         if self.dense is not None:
             tokens = functional.gelu(self.dense(tokens))

@@ -165,7 +165,7 @@ class Transformer(nn.Module):
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = True, maps: int = 1) -> nn.Linear:
-    """A linear map as the released code begins with it: Glorot-uniform weights, biases of zero.
+    """A linear map as the released code's dense ones begin: Glorot-uniform weights, biases of zero.
 
     Args:
         inputs: its columns.
@@ -204,6 +204,6 @@ def drop_tokens(tokens: Tensor, rate: float) -> Tensor:
         rate: the share that is dropped.
     """
     size = tokens.shape[1]
-    kept = max(1, int((1 - rate) * size))
+    kept = max(1, int(round((1 - rate) * size, 6)))  # 1 - 0.8 is less than 0.2
     chosen = torch.randperm(size, device=tokens.device)[:kept].sort().values
     return tokens[:, chosen]
