@@ -207,7 +207,16 @@ def test_agg_begins_glorot_normal() -> None:
 
 @pytest.mark.parametrize(
     ("size", "rate", "kept"),
-    [(1568, 0.5, 784), (1200, 0.5, 600), (7, 0.5, 3), (8, 0.25, 6), (5, 0.0, 5), (3, 0.9, 1)],
+    [
+        (1568, 0.5, 784),
+        (1200, 0.5, 600),
+        (7, 0.5, 3),
+        (8, 0.25, 6),
+        (5, 0.0, 5),
+        (3, 0.9, 1),
+        (1200, 0.8, 240),
+        (100, 0.9, 10),
+    ],
 )
 def test_the_same_tokens_are_dropped_of_all_rows(size: int, rate: float, kept: int) -> None:
     places = torch.arange(size).expand(4, -1)

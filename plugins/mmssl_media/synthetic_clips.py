@@ -22,6 +22,14 @@ Array = np.ndarray
 _BLOBS = 5
 _PARTIALS = 8
 
+# Limits of what is drawn: turns and events a second, spatial frequencies in half turns per unit,
+# octaves around a pitch in Hz.
+TURNS = (0.8, 1.5)
+SIZES = (2.6, 4.2)
+TEMPI = (2.2, 4.0)
+OCTAVES = (-0.6, 0.6)
+PITCH = 500.0
+
 
 @dataclass(frozen=True)
 class Format:
@@ -202,39 +210,75 @@ def label_of(seed: int, index: int, classes: int) -> int:
     return int(np.random.default_rng([seed, block, 2]).permutation(classes)[within])
 
 
-def draw_frames(form: Format, seed: int, index: int, label: int) -> Array:
-    """``[T, H, W, 3]`` uint8: a large round window onto a moving pattern, on a blurred ground."""
+@dataclass(frozen=True)
+class Sight:
+    """What a picture is drawn from, whichever its class.
+
+    Attributes:
+        centre: ``[2]`` float32 of the window, across and down, in units of half a side.
+        radius: of the window, in the same units.
+        turns: of the motion, in a second.
+        phase: of the motion, in radians.
+        direction: 1.0 or -1.0.
+        tilt: in radians.
+        k: spatial frequency in radians per unit.
+        light, dark: ``[3]`` float32 RGB; either may be the brighter one.
+        ground: ``[3]`` float32 RGB.
+        rng: for what comes after these.
+    """
+
+    centre: Array
+    radius: float
+    turns: float
+    phase: float
+    direction: float
+    tilt: float
+    k: float
+    light: Array
+    dark: Array
+    ground: Array
+    rng: np.random.Generator
+
+
+def draw_sight(seed: int, index: int) -> Sight:
+    """What the picture of a video is drawn from."""
     rng = np.random.default_rng([seed, index, 0])
-    frames, side = round(form.seconds * form.fps), form.side
-    grid = np.linspace(-1.0, 1.0, side, dtype=np.float32)
-    x, y = grid[None, None, :], grid[None, :, None]
     centre = rng.uniform(-0.3, 0.3, 2).astype(np.float32)
     radius = rng.uniform(1.1, 1.5)
-    turns = rng.uniform(0.8, 1.5)  # a second
+    turns = rng.uniform(*TURNS)
     phase = rng.uniform(0.0, 2 * np.pi)
     direction = rng.choice([-1.0, 1.0])
     tilt = rng.uniform(-0.2, 0.2)
-    k = np.pi * rng.uniform(2.6, 4.2)
+    k = np.pi * rng.uniform(*SIZES)
     middle = rng.uniform(0.48, 0.52)
     half = rng.uniform(0.6, 0.9) / 2 * rng.choice([-1.0, 1.0])
     light = _colour(rng, 0.7, float(np.clip(middle + half, 0.05, 1.0)))
     dark = _colour(rng, 0.7, float(np.clip(middle - half, 0.05, 1.0)))
-    ground = _colour(rng, 0.6, rng.uniform(0.2, 0.8)) + _blobs(rng, side)
+    ground = _colour(rng, 0.6, rng.uniform(0.2, 0.8))
+    return Sight(centre, radius, turns, phase, direction, tilt, k, light, dark, ground, rng)
 
-    px, py = x - centre[0], y - centre[1]
+
+def draw_frames(form: Format, seed: int, index: int, label: int) -> Array:
+    """``[T, H, W, 3]`` uint8: a large round window onto a moving pattern, on a blurred ground."""
+    s = draw_sight(seed, index)
+    frames, side, rng = round(form.seconds * form.fps), form.side, s.rng
+    grid = np.linspace(-1.0, 1.0, side, dtype=np.float32)
+    x, y = grid[None, None, :], grid[None, :, None]
+    ground = s.ground + _blobs(rng, side)
+    px, py = x - s.centre[0], y - s.centre[1]
     time = np.arange(frames, dtype=np.float32)[:, None, None] / form.fps
-    cycle = (2 * np.pi * turns * time + phase).astype(np.float32)
+    cycle = (2 * np.pi * s.turns * time + s.phase).astype(np.float32)
     scene = _Scene(
-        u=(np.cos(tilt) * px + np.sin(tilt) * py).astype(np.float32),
-        v=(-np.sin(tilt) * px + np.cos(tilt) * py).astype(np.float32),
+        u=(np.cos(s.tilt) * px + np.sin(s.tilt) * py).astype(np.float32),
+        v=(-np.sin(s.tilt) * px + np.cos(s.tilt) * py).astype(np.float32),
         cycle=cycle,
-        turn=(direction * cycle).astype(np.float32),
-        k=float(k),
+        turn=(s.direction * cycle).astype(np.float32),
+        k=float(s.k),
         rng=rng,
     )
     share = np.clip(1.5 * CLASSES[label].pattern(scene), -1.0, 1.0)[..., None] * 0.5 + 0.5
-    window = np.clip(0.5 - (np.hypot(px, py) - radius) * (side / 6), 0.0, 1.0)[..., None]
-    video = ground + window * (dark + share * (light - dark) - ground)
+    window = np.clip(0.5 - (np.hypot(px, py) - s.radius) * (side / 6), 0.0, 1.0)[..., None]
+    video = ground + window * (s.dark + share * (s.light - s.dark) - ground)
     # One plane of noise, moved about from frame to frame: as good as fresh noise, and cheap.
     noise = 0.02 * rng.standard_normal((2 * side, 2 * side, 1), dtype=np.float32)
     for frame, (i, j) in zip(video, rng.integers(0, side, (frames, 2)), strict=True):
@@ -259,19 +303,52 @@ def _blobs(rng: np.random.Generator, side: int) -> Array:
     return np.tensordot(weights, np.tensordot(weights, coarse, (1, 0)), (1, 1))
 
 
-def draw_sound(form: Format, seed: int, index: int, label: int) -> Array:
-    """``[samples]`` float32 within -1 to 1: the class's sound over background noise."""
+@dataclass(frozen=True)
+class Hearing:
+    """What a sound is drawn from, whichever its class.
+
+    Attributes:
+        tempo: events in a second.
+        begun: ``[2]`` places within an event and within two where it begins, 0 to 1.
+        pitch: Hz.
+        bright: strength of the second partial.
+        start: phase in radians.
+        rng: for what comes after these.
+    """
+
+    tempo: float
+    begun: tuple[float, float]
+    pitch: float
+    bright: float
+    start: float
+    rng: np.random.Generator
+
+
+def draw_hearing(seed: int, index: int) -> Hearing:
+    """What the sound of a video is drawn from."""
     rng = np.random.default_rng([seed, index, 1])
-    samples = round(form.seconds * form.rate)
-    time = np.arange(samples) / form.rate
-    tempo = rng.uniform(2.2, 4.0)  # events a second
-    score = _Score(
-        time=time,
-        cycle=(tempo * time + rng.uniform()) % 1.0,
-        half=(tempo / 2 * time + rng.uniform()) % 1.0,
-        pitch=500.0 * 2.0 ** rng.uniform(-0.6, 0.6),
+    return Hearing(
+        tempo=rng.uniform(*TEMPI),
+        begun=(rng.uniform(), rng.uniform()),
+        pitch=PITCH * 2.0 ** rng.uniform(*OCTAVES),
         bright=rng.uniform(0.15, 0.4),
         start=rng.uniform(0.0, 2 * np.pi),
+        rng=rng,
+    )
+
+
+def draw_sound(form: Format, seed: int, index: int, label: int) -> Array:
+    """``[samples]`` float32 within -1 to 1: the class's sound over background noise."""
+    h = draw_hearing(seed, index)
+    samples, rng = round(form.seconds * form.rate), h.rng
+    time = np.arange(samples) / form.rate
+    score = _Score(
+        time=time,
+        cycle=(h.tempo * time + h.begun[0]) % 1.0,
+        half=(h.tempo / 2 * time + h.begun[1]) % 1.0,
+        pitch=h.pitch,
+        bright=h.bright,
+        start=h.start,
         rng=rng,
     )
     sound = CLASSES[label].sound(score)
