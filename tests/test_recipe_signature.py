@@ -14,6 +14,7 @@ from pydantic import DirectoryPath, Field, FilePath, ValidationError
 from recipe_components import RECIPE, Rows, registry, sgd
 
 from mmssl import Backbone, Dataset, UserError
+from mmssl.contracts import Evaluator
 from mmssl.hooks import KINDS
 from mmssl.recipe import load, shipped_recipes
 from mmssl.recipe.model import Recipe
@@ -357,6 +358,21 @@ def test_what_loads_is_what_the_schema_accepts(
     assert wrong(validator, recipe_of()) == []
     dumped = load(file, environ={}, registry=registry()).plain()
     assert wrong(validator, dumped) == []
+
+
+def test_evaluators_made_by_functions_have_the_keys_of_every_evaluation() -> None:
+    def made(*, clips: int = 1) -> Evaluator:
+        """Makes one."""
+        raise NotImplementedError
+
+    def clashing(*, modalities: int = 1) -> Evaluator:
+        raise NotImplementedError
+
+    found = [parameter.name for parameter in parameters(made, "evaluators")]
+    assert found == ["clips", "subnetworks", "modalities"]
+    assert [parameter.name for parameter in parameters(made, "backbones")] == ["clips"]
+    with pytest.raises(UserError, match="'modalities': every evaluation has this key"):
+        parameters(clashing, "evaluators")
 
 
 def test_components_of_this_environment_have_complete_schemas() -> None:
