@@ -230,7 +230,7 @@ def metrics(recipe: Recipe) -> dict[str, Any]:
     found = {}
     for name, spec in recipe.evaluations.items():
         given = spec.parameters
-        networks = "+".join(given["subnetworks"]) or "+".join(recipe.modalities)
+        networks = "+".join(given["subnetworks"] or ()) or "+".join(recipe.modalities)
         only = given.get("only") or networks.split("+")
         measured = [modality for modality in recipe.modalities if modality in only]
         if spec.use == "retrieval":
