@@ -26,6 +26,9 @@ instance ``train: Dataset``) are all read from the signature. Contracts: `mmssl.
 evaluator the names ``subnetworks`` and ``modalities`` are taken: a recipe gives them to every
 evaluation, and the core heeds them.
 
+Recipes in the folder ``recipes/`` of the plugin's package are found by name:
+``recipes/quickstart.yaml`` is ``mmssl run my_plugin/quickstart``.
+
 A hook with any other name that starts with ``register_`` is refused as misspelt.
 """
 

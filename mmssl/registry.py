@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -66,12 +67,17 @@ class Registration:
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin that was found: its name, version, components, and why it is broken, if it is."""
+    """A plugin that was found: its name, version, components, and why it is broken, if it is.
+
+    Attributes:
+        recipes: the folder of its package that recipes lie in, if there are any.
+    """
 
     name: str
     version: str
     components: tuple[Registration, ...] = ()
     error: str | None = None
+    recipes: Path | None = None
 
 
 @dataclass
@@ -169,8 +175,17 @@ def load_plugins(entries: Iterable[tuple[str, str, Callable[[], Any]]]) -> Regis
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             registry.plugins.append(Plugin(name, version, error=reason))
         else:
-            registry.plugins.append(Plugin(name, version, components))
+            registry.plugins.append(Plugin(name, version, components, recipes=_recipes(module)))
     return registry
+
+
+def _recipes(module: Any) -> Path | None:
+    """``recipes/`` in the package that a plugin's module is or belongs to."""
+    file = getattr(module, "__file__", None)
+    if not file or not getattr(module, "__package__", None):
+        return None
+    folder = Path(file).parent / "recipes"
+    return folder if folder.is_dir() else None
 
 
 @cache

@@ -36,7 +36,8 @@ def load(
     """Load and check a recipe. No data are read and no component is built.
 
     Args:
-        source: a file, or the name of a recipe that comes with mmssl ("quickstart").
+        source: a file, or the name of a recipe that comes with mmssl ("quickstart") or with a
+            plugin ("mmssl_imu/quickstart").
         overrides: ``a.b=value`` from the command line, laid over the recipe.
         variants: what a run of a sweep lays over the file before that.
         environ: what ``${NAME}`` in the recipe is replaced from.

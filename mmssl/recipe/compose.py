@@ -9,6 +9,7 @@ from pathlib import Path
 import mmssl
 from mmssl.errors import UserError
 from mmssl.recipe.yaml12 import COMMAND_LINE, MAX_DEPTH, Node, Place, located, parse, scalar
+from mmssl.registry import discover
 
 MAX_BYTES = 1 << 20
 MAX_MESSAGES = 10
@@ -30,8 +31,19 @@ def report(messages: Sequence[str]) -> UserError:
 
 
 def shipped_recipes() -> list[tuple[str, Path]]:
-    """Names and files of the recipes that come with mmssl, sorted by name."""
-    return [(name, file) for name, file in _shipped() if not name.startswith("tables/")]
+    """Names and files of the recipes that come with mmssl and with plugins, sorted by name.
+
+    Those of a plugin lie in ``recipes/`` in its package and are called ``<plugin>/<stem>``. A name
+    that mmssl itself has means mmssl's.
+    """
+    found = {
+        f"{plugin.name}/{name}": file
+        for plugin in discover().plugins
+        if plugin.recipes and plugin.name != "mmssl"
+        for name, file in _within(plugin.recipes)
+    }
+    own = {name: file for name, file in _shipped() if not name.startswith("tables/")}
+    return sorted((found | own).items())
 
 
 def shipped_tables() -> list[tuple[str, Path]]:
@@ -46,6 +58,10 @@ def _shipped() -> list[tuple[str, Path]]:
     folder = package / "recipes"
     if not folder.is_dir() and (package.parent / "pyproject.toml").is_file():
         folder = package.parent / "recipes"
+    return _within(folder)
+
+
+def _within(folder: Path) -> list[tuple[str, Path]]:
     files = sorted(folder.rglob("*.yaml")) if folder.is_dir() else []
     return [(file.relative_to(folder).with_suffix("").as_posix(), file) for file in files]
 
@@ -59,7 +75,7 @@ def resolve(
     """The whole recipe as one tree, nothing checked yet, without its `sweep_of`.
 
     Args:
-        source: a file, or the name of a shipped recipe.
+        source: a file, or the name of a recipe that mmssl or a plugin brings.
         overrides: ``a.b=value`` from the command line, laid over all else.
         environ: what ``${NAME}`` is replaced from.
         variants: what a run of a sweep lays over the file.
@@ -135,7 +151,12 @@ def _find(name: str, folder: Path) -> Path:
         if isinstance(error, FileNotFoundError):
             raise
         raise FileNotFoundError(f"{name!r} cannot be a file: {error}") from None
+    for plugin in discover().plugins:
+        if plugin.error and name.startswith(f"{plugin.name}/"):
+            reason = f"the plugin {plugin.name!r} is broken: {plugin.error}"
+            raise FileNotFoundError(f"there is no recipe {name!r}: {reason}")
     message = f"there is no recipe {name!r}: no such file, and none of this name comes with mmssl"
+    message += " or a plugin"
     whole = [other for other in shipped if "_" not in (other[0], Path(other).name[0])]
     near = difflib.get_close_matches(name, whole, n=1)
     raise FileNotFoundError(message + (f"; did you mean {near[0]!r}?" if near else ""))
