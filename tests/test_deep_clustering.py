@@ -1,18 +1,18 @@
 """SDC, MDC, CDC, XDC: who predicts whose clusters, and that labels stay with their samples."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fake_round import FakeRound
 from sklearn.metrics import homogeneity_score
 from torch.nn.functional import log_softmax
 from toys import Perceptron
 
-from mmssl.contracts import IGNORE, Batch, Features, Split
+from mmssl.contracts import IGNORE, Batch, Features
 from mmssl.errors import UserError
 from mmssl.training.encoders import Encoders
 from mmssl.training.features import Streamed
@@ -23,57 +23,6 @@ DIMS = {"video": 6, "audio": 4}
 
 def encoders_of(dims: dict[str, int]) -> Encoders:
     return Encoders({name: Perceptron(dim=dim) for name, dim in dims.items()}, list(dims))
-
-
-@dataclass
-class FakeRound:
-    """Serves given features in batches of 7."""
-
-    folder: Path
-    data: dict[str, dict[str, np.ndarray]]
-    number: int = 1
-    total: int = 3
-    resumed: bool = False
-    previous: Path | None = None
-    seed: int = 5
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    labels: np.ndarray | None = None
-    absent: dict[str, list[int]] = field(default_factory=dict)
-    reported: dict[str, float] = field(default_factory=dict)
-    passes: list[str] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
-
-    @property
-    def sizes(self) -> Mapping[Split, int]:
-        return {split: len(data["video"]) for split, data in self.data.items()}  # type: ignore[misc]
-
-    def features(
-        self,
-        *,
-        split: Split = "train",
-        indices: np.ndarray | range | None = None,
-        title: str = "",
-    ) -> Iterator[Streamed]:
-        self.passes.append(title)
-        rows = np.array(range(self.sizes[split]) if indices is None else indices)
-        assert (np.diff(rows) > 0).all()
-        for start in range(0, len(rows), 7):
-            index = rows[start : start + 7]
-            present = {m: ~np.isin(index, self.absent.get(m, [])) for m in DIMS}
-            pooled = {
-                m: torch.from_numpy(values[index] * present[m][:, None]).float()
-                for m, values in self.data[split].items()
-            }
-            yield Streamed(index, pooled, present, np.zeros(len(index), np.int64))
-
-    def truth(self, split: Split = "train") -> np.ndarray | None:
-        return self.labels
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def report(self, metrics: Mapping[str, float]) -> None:
-        self.reported.update(metrics)
 
 
 def blobs(n: int, k: int, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:

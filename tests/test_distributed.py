@@ -14,7 +14,7 @@ import torch
 from ranks import RankFailed, on_ranks
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
-from toy_runs import changed, exact, pretraining
+from toy_runs import changed, pretraining, same_log
 from toys import Agreement, Perceptron, Rows
 
 from mmssl.contracts import Batch, Features, Losses, Objective
@@ -411,13 +411,6 @@ def clusters(folder: Path) -> dict[str, np.ndarray]:
         str(path.relative_to(folder)): np.load(path)
         for path in sorted(folder.glob("clusters/*/*.npy"))
     }
-
-
-def same_log(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    assert [r["kind"] for r in found] == [r["kind"] for r in expected]
-    for ours, theirs in zip(map(exact, found), map(exact, expected), strict=True):
-        assert ours.pop("kind") == theirs.pop("kind")
-        assert ours == pytest.approx(theirs, rel=2e-4, abs=2e-5, nan_ok=True)
 
 
 def same_clusters(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:

@@ -390,6 +390,19 @@ def test_joint_labeling_with_ignored_samples(tmp_path: Path) -> None:
     assert list(result.figures) == ["clusters"]
 
 
+def test_clusters_of_several_modalities_together(tmp_path: Path) -> None:
+    order = ["video", "imu", "video+audio", "imu+audio", "joint"]
+    for name in order:
+        write(tmp_path, 1, name, VIDEO[2])
+    spread = {"video": 1.0, "imu": 1.0, "audio": 1.0}
+    context = Context(spread, run_folder=tmp_path, pretraining_data=Labelled(TRUTH))
+    result = Clusters().evaluate(context)
+    assert [table.title for table in result.tables] == [
+        f"Clusters of {name}, ranked by purity" for name in order
+    ]
+    assert result.metrics["video-imu+audio/nmi"] == pytest.approx(1)
+
+
 def test_clusters_that_cannot_be_measured(clustered: Context, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no round 3, only rounds 1 to 2"):
         Clusters(round=3).evaluate(clustered)

@@ -74,6 +74,47 @@ def test_a_subclass_inherits_descriptions() -> None:
     assert summary(Child) == "A child of two lines."
 
 
+def test_a_subclass_that_hands_parameters_on_has_its_bases() -> None:
+    class Base:
+        """A base.
+
+        Args:
+            size: how large.
+        """
+
+        def __init__(self, *, size: int, kind: str = "") -> None:
+            self.size, self.kind = size, kind
+
+    class Middle(Base):
+        """Nothing of its own."""
+
+    class Child(Middle):
+        """A child.
+
+        Args:
+            extra: more.
+        """
+
+        def __init__(self, *, extra: float = 1.5, kind: str = "child's", **others: Any) -> None:
+            super().__init__(kind=kind, **others)
+
+    found = {p.name: (p.default, p.description) for p in parameters(Child)}
+    assert found == {
+        "extra": (1.5, "more."),
+        "kind": ("child's", ""),
+        "size": (REQUIRED, "how large."),
+    }
+    assert list(parameter_model(Child).model_fields) == ["extra", "kind", "size"]
+
+    class Grandchild(Child):
+        """It hands nothing on."""
+
+        def __init__(self, *, one: int = 1) -> None:
+            super().__init__(size=one)
+
+    assert [p.name for p in parameters(Grandchild)] == ["one"]
+
+
 def test_signatures_that_say_too_little_are_refused() -> None:
     def unresolved(*, x: "Nowhere") -> None: ...  # type: ignore[name-defined]  # noqa: F821
 

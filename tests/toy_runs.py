@@ -1,11 +1,12 @@
 """Pretraining of toys, as tests of the loop run it in one process or on several ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from toys import Perceptron, Rows, Vector
 
@@ -55,10 +56,12 @@ def pretraining(
     epochs: int = 2,
     workers: int = 0,
     dropout: float = 0.1,
+    names: Sequence[str] = ("a", "b"),
+    noise: float = 0.5,
 ) -> Pretraining:
-    modalities = {"a": Vector("a"), "b": Vector("b")}
+    modalities = {name: Vector(name, noise=noise) for name in names}
     torch.manual_seed(0)
-    encoders = Encoders({name: Perceptron(dropout=dropout) for name in modalities}, ["a", "b"])
+    encoders = Encoders({name: Perceptron(dropout=dropout) for name in names}, names)
     objective = objective or XDC(rounds=3, clusters=5, balance=True, normalize="standardize_l2")
     objective.build(encoders)
     folder.mkdir(exist_ok=True)
@@ -81,6 +84,14 @@ def pretraining(
 def exact(record: Mapping[str, Any]) -> dict[str, Any]:
     """A log record without what the clock decides."""
     return {k: v for k, v in record.items() if k not in ("clips_per_second", "data_wait")}
+
+
+def same_log(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Logs of runs that round differently, such as on one rank and on two."""
+    assert [r["kind"] for r in found] == [r["kind"] for r in expected]
+    for ours, theirs in zip(map(exact, found), map(exact, expected), strict=True):
+        assert ours.pop("kind") == theirs.pop("kind")
+        assert ours == pytest.approx(theirs, rel=2e-4, abs=2e-5, nan_ok=True)
 
 
 def outcome(folder: Path) -> tuple[list[Any], dict[str, list[int]]]:

@@ -2,6 +2,7 @@
 
 What a recipe may set are the keyword-only parameters; those before the ``*`` are what the core
 passes itself. A parameter annotated with a contract (``train: Dataset``) is a nested component.
+A class whose ``__init__`` ends in ``**others`` hands them on: it has its base's parameters, too.
 """
 
 import inspect
@@ -9,7 +10,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -99,20 +100,39 @@ def parameters(target: Callable[..., Any], kind: str = "") -> list[Parameter]:
 
 
 def _own_parameters(target: Callable[..., Any]) -> list[Parameter]:
-    function: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
-    found = [p for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    hints = _hints(function, [p.name for p in found])
     described = _described(target)
-    result = []
-    for parameter in found:
-        if parameter.name not in hints:
-            raise UserError(f"parameter {parameter.name!r} is declared without a type")
-        if parameter.name == "use":
-            raise UserError("a parameter cannot be called 'use': recipes name components with it")
-        default = REQUIRED if parameter.default is parameter.empty else parameter.default
-        description = described.get(parameter.name, "")
-        result.append(Parameter(parameter.name, hints[parameter.name], default, description))
-    return result
+    result: dict[str, Parameter] = {}
+    for function, signature in _signatures(target):
+        found = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+        hints = _hints(function, [p.name for p in found])
+        for parameter in found:
+            name = parameter.name
+            if name not in hints:
+                raise UserError(f"parameter {name!r} is declared without a type")
+            if name == "use":
+                raise UserError(
+                    "a parameter cannot be called 'use': recipes name components with it"
+                )
+            default = REQUIRED if parameter.default is parameter.empty else parameter.default
+            description = described.get(name, "")
+            result.setdefault(name, Parameter(name, hints[name], default, description))
+    return list(result.values())
+
+
+def _signatures(target: Callable[..., Any]) -> Iterator[tuple[Any, inspect.Signature]]:
+    """The functions whose parameters a component takes: its own, then those it hands others to."""
+    if not isinstance(target, type):
+        yield target, inspect.signature(target)
+        return
+    signature = inspect.signature(target)
+    yield target.__init__, signature  # type: ignore[misc]
+    owners = [base for base in target.__mro__ if "__init__" in base.__dict__]
+    for base in owners[1:]:
+        if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+            return
+        function: Any = base.__dict__["__init__"]
+        signature = inspect.signature(function)
+        yield function, signature
 
 
 def _hints(function: Any, names: list[str]) -> dict[str, Any]:

@@ -11,11 +11,15 @@ mdc   each modality                   the clusters of m, and those of the others
 cdc   all modalities, concatenated    the joint clusters
 xdc   each modality                   the clusters of the others
 ====  ==============================  =======================================
+
+With two modalities there is one way to predict the other's clusters. With more there are several,
+which are routings of xdc: each of the others', the next one's, or those of the others together.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal
+from itertools import combinations
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -32,6 +36,7 @@ from mmssl_clustering.kmeans import Mode
 from mmssl_clustering.relabel import Clustering, Method, labels_path, relabel
 
 Count = Annotated[int, Field(gt=0)]
+Routing = Literal["others", "ring", "concatenated"]
 
 
 class DeepClustering(Objective, ABC):
@@ -39,7 +44,8 @@ class DeepClustering(Objective, ABC):
 
     Args:
         rounds: rounds of clustering and training; the paper does not say how many it used.
-        clusters: number of clusters, for all labellings or by name (a modality, or "joint").
+        clusters: number of clusters, for all labellings or by name: a modality, "joint", or
+            modalities joined by "+", where they are clustered together.
         normalize: what is done to features before k-means. "none" as the paper, which names
             nothing; "standardize_l2" where data are few: each dimension gets mean 0 and standard
             deviation 1, then each vector length 1.
@@ -245,15 +251,36 @@ class CDC(DeepClustering):
 
 
 class XDC(DeepClustering):
-    """Cross-modal deep clustering: every encoder predicts the other modalities' clusters."""
+    """Cross-modal deep clustering: every encoder predicts the other modalities' clusters.
+
+    Args:
+        routing: whose clusters an encoder predicts where there are three modalities or more. With
+            two they are the other's in any case. others: those of each other modality, a
+            classifier each, losses summed; ring: those of the next modality in the recipe's
+            order, and the last one those of the first; concatenated: those of all others
+            together, whose features are l2-normalised and concatenated, as cdc does with all.
+            Labellings of several modalities are called by them, such as ``audio+imu``; a sample
+            that lacks one of these has no pseudo-label there.
+    """
+
+    def __init__(self, *, routing: Routing = "others", **others: Any) -> None:
+        super().__init__(**others)
+        self._routing = routing
 
     def clustered(self, modalities: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """Each modality by itself."""
-        return {modality: (modality,) for modality in _several(modalities, "xdc")}
+        """Each modality by itself, or all but each together."""
+        several = _several(modalities, "xdc")
+        size = len(several) - 1 if self._routing == "concatenated" else 1
+        return {"+".join(sources): sources for sources in combinations(several, size)}
 
     def predicted(self, modality: str, modalities: Sequence[str]) -> list[str]:
-        """Those of every other modality."""
-        return [other for other in modalities if other != modality]
+        """Those of every other modality, of the next, or of the others together."""
+        others = [other for other in modalities if other != modality]
+        if self._routing == "others":
+            return others
+        if self._routing == "concatenated":
+            return ["+".join(others)]
+        return [modalities[(modalities.index(modality) + 1) % len(modalities)]]
 
 
 def _several(modalities: Sequence[str], method: str) -> Sequence[str]:

@@ -49,7 +49,7 @@ class Clustering:
     """One labelling of the dataset.
 
     Attributes:
-        name: of its files: a modality, or "joint".
+        name: of its files: a modality, "joint", or several modalities joined by "+".
         sources: the modalities whose features are clustered. Several are l2-normalised one by
             one and concatenated (XDC's CDC, section 3.2).
         k: number of clusters.

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 class Clusters(Evaluator):
     """Compares the pseudo-labels of a round with the dataset's labels, which nothing trained on.
 
-    A labeling is what one modality was clustered into, or ``joint`` where all were clustered
-    together. Its clusters are ranked by purity, the share of a cluster's most frequent class, as
-    XDC's tables 5 and 6 do.
+    A labeling is what a modality was clustered into, or several, such as ``audio+imu``, or
+    ``joint`` where all were clustered together. Its clusters are ranked by purity, the share of a
+    cluster's most frequent class, as XDC's tables 5 and 6 do.
 
     Metrics, by labeling: ``purity`` (mean, weighted by size), ``mean_purity`` (each cluster
     counting alike), ``nmi`` and ``ami`` (arithmetic mean), ``ari``, ``class_entropy_nats`` (entropy
@@ -138,13 +138,21 @@ class Clusters(Evaluator):
 
 def _rounds(context: EvaluationContext) -> dict[int, dict[str, Path]]:
     """By round, the label files ``clusters/round-NN/NAME.labels.npy`` of each labeling."""
+    place = {name: i for i, name in enumerate(context.modalities)}
+
+    def order(name: str) -> tuple[int, list[int]]:
+        sources = list(place) if name == "joint" else name.split("+")
+        return len(sources), [place[source] for source in sources]
+
     rounds = {}
     for folder in (context.run_folder / "clusters").glob("round-*"):
         number = folder.name.removeprefix("round-")
-        files = {name: folder / f"{name}.labels.npy" for name in (*context.modalities, "joint")}
-        files = {name: path for name, path in files.items() if path.is_file()}
-        if number.isdecimal() and files:
-            rounds[int(number)] = files
+        found = (path.name.removesuffix(".labels.npy") for path in folder.glob("*.labels.npy"))
+        names = [name for name in found if name == "joint" or set(name.split("+")) <= set(place)]
+        if number.isdecimal() and names:
+            rounds[int(number)] = {
+                name: folder / f"{name}.labels.npy" for name in sorted(names, key=order)
+            }
     return dict(sorted(rounds.items()))
 
 
