@@ -66,7 +66,7 @@ class Result:
 
 def write_features(samples: int, dim: int) -> Path:
     """The file of features, which appears under its name when complete."""
-    from mmssl_media.synthetic import cache_folder
+    from mmssl.data.cache import cache_folder
 
     path = cache_folder() / "benchmark-kmeans" / f"{samples}x{dim}.npy"
     if path.is_file():

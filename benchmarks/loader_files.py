@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import av
 import numpy as np
 
-from mmssl_media.synthetic import cache_folder
+from mmssl.data.cache import cache_folder
 
 Scene = Literal["pan", "still"]
 

@@ -18,10 +18,10 @@ import numpy as np
 from pydantic import DirectoryPath, Field, FilePath
 
 from mmssl.contracts import IGNORE, Dataset, Sample, Storage
+from mmssl.data.cache import cache_folder
 from mmssl.data.remote import check_protocol
 from mmssl.errors import UserError
 from mmssl.training.checkpoints import write_atomically
-from mmssl_media.synthetic import cache_folder
 
 # Every so many rows the place in the file is remembered; the rows between are skipped over.
 # 65 million rows cost 33 MB this way, where Python objects would cost gigabytes.

@@ -34,13 +34,13 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from mmssl.cli.terminal import Terminal
+from mmssl.data.cache import cache_folder
 from mmssl.data.remote import RemotePart, check_parts, check_protocol, persistently, version_of
 from mmssl.errors import UserError
 from mmssl.training.checkpoints import write_atomically
 from mmssl.training.progress import Progress
 from mmssl_media.listing import KINDS, kind_of, printable
 from mmssl_media.manifest import Listed, is_index
-from mmssl_media.synthetic import cache_folder
 
 #: The list that lies beside shards which this project wrote.
 INDEX = "index.csv"

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mmssl import Dataset, Sample, UserError
+from mmssl.data.cache import cache_folder
 from mmssl.data.cores import cores
 from mmssl.training.progress import Progress
 from mmssl_media.synthetic_captions import captions
@@ -142,12 +142,3 @@ def write_missing(
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def cache_folder() -> Path:
-    """``$MMSSL_CACHE``, or ``mmssl`` in the user's cache folder."""
-    given = os.environ.get("MMSSL_CACHE")
-    if given:
-        return Path(given).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "mmssl"

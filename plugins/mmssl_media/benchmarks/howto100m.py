@@ -16,11 +16,11 @@ from typing import Annotated, Any
 from pydantic import DirectoryPath, Field
 
 from mmssl.contracts import Sample
+from mmssl.data.cache import cache_folder
 from mmssl.errors import UserError
 from mmssl.training.checkpoints import write_atomically
 from mmssl.training.progress import Progress, Silent
 from mmssl_media.benchmarks.official import Official, Row, seconds, within
-from mmssl_media.synthetic import cache_folder
 
 _CAPTIONS = ("caption.json", "raw_caption.json")
 
