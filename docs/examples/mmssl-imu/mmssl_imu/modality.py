@@ -80,7 +80,7 @@ class IMU(Modality):
             raise UserError(f"imu: {seconds:g} s at {rate:g} Hz are less than a value")
         if rotate and channels % 3:
             raise UserError(
-                f"imu: rotate turns vectors of three channels, and there are {channels}; set it to 0"
+                f"imu: rotate turns vectors of three channels, and there are {channels}"
             )
         self.mean = _column("mean", mean, channels)
         self.std = _column("std", std, channels)
