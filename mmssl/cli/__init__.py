@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
@@ -10,6 +10,7 @@ import typer
 from mmssl import __version__
 from mmssl.cli.cancel import cancel
 from mmssl.cli.compare import compare
+from mmssl.cli.completion import completion
 from mmssl.cli.describe import describe
 from mmssl.cli.embed import embed
 from mmssl.cli.evaluate import evaluate
@@ -31,7 +32,7 @@ from mmssl.registry import Registration, discover
 app = typer.Typer(
     name="mmssl",
     help="Self-supervised learning from video, sound and text, assembled by YAML recipes.",
-    add_completion=True,
+    add_completion=False,  # mmssl.completion knows more
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -55,6 +56,7 @@ _VERBS = {
         describe,
         plugins,
         schema,
+        completion,
     )
 }
 for verb in _VERBS.values():
@@ -76,7 +78,7 @@ def _options(
     """Options that come before the verb."""
 
 
-def _add_commands_of_plugins(words: list[str]) -> None:
+def _add_commands_of_plugins(words: Sequence[str]) -> None:
     """The groups that plugins bring; the commands themselves only where their group is named."""
     groups: dict[str, dict[str, list[Registration]]] = {}
     for command in discover().components("commands"):
@@ -86,7 +88,7 @@ def _add_commands_of_plugins(words: list[str]) -> None:
     for group, commands in groups.items():
         added = typer.Typer(help=f"Commands: {', '.join(commands)}.", rich_markup_mode=None)
         app.add_typer(added, name=group)
-        if words[:1] == [group]:
+        if group in words[:1]:
             for verb, found in commands.items():
                 added.command(verb)(_loaded(found))
 
@@ -108,11 +110,16 @@ def _loaded(found: list[Registration]) -> Callable[..., object]:
         return broken
 
 
-def _words() -> list[str]:
-    """What was typed after ``mmssl``; where a shell asks for completion, it says so elsewhere."""
-    if "_MMSSL_COMPLETE" in os.environ:
-        return os.environ.get("COMP_WORDS", "").split()[1:]
-    return sys.argv[1:] or ["--help"]
+def _complete(shell: str) -> None:
+    """Answer a shell that asks what the last word may become."""
+    from mmssl.completion import answer
+
+    def root(words: Sequence[str]) -> object:
+        if words[0] not in _VERBS:
+            _add_commands_of_plugins(words)
+        return typer.main.get_command(app)
+
+    answer(shell, sys.argv[1:], root)
 
 
 def main() -> None:
@@ -121,7 +128,10 @@ def main() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Half of preparing clips on the CPU is the first touch of fresh memory, page by page.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    words = _words()
+    if "_MMSSL_COMPLETE" in os.environ:
+        _complete(os.environ["_MMSSL_COMPLETE"])
+        return
+    words = sys.argv[1:] or ["--help"]
     try:
         if words[:1] not in [[verb] for verb in _VERBS]:
             _add_commands_of_plugins(words)

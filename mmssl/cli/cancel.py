@@ -4,10 +4,17 @@ from typing import Annotated
 
 import typer
 
+from mmssl.completion import names
+
 
 def cancel(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Runs' folders, or names under ./runs.")
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Runs' folders, or names under ./runs.",
+            autocompletion=names.runs,
+        ),
     ],
 ) -> None:
     """Stop the jobs of runs; what is saved stays, and `mmssl run` goes on from there.

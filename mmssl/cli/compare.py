@@ -4,10 +4,17 @@ from typing import Annotated
 
 import typer
 
+from mmssl.completion import names
+
 
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Runs' folders, or names under ./runs.")
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Runs' folders, or names under ./runs.",
+            autocompletion=names.runs,
+        ),
     ],
     by: Annotated[str | None, typer.Option(help="The metric to sort by, the best first.")] = None,
     lowest: Annotated[

@@ -6,10 +6,22 @@ from typing import Annotated
 
 import typer
 
+from mmssl.completion import names
+
 
 def describe(
-    kind: Annotated[str, typer.Argument(help="modality, dataset, backbone, objective, ...")],
-    name: Annotated[str, typer.Argument(help="The component's name, as in `mmssl ls`.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="modality, dataset, backbone, objective, ...", autocompletion=names.one_kind
+        ),
+    ],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="The component's name, as in `mmssl ls`.", autocompletion=names.of_kind
+        ),
+    ],
 ) -> None:
     """Show a component's documentation, parameters, types and defaults.
 

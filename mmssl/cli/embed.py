@@ -6,13 +6,19 @@ from typing import Annotated
 
 import typer
 
+from mmssl.completion import names
+
 # So many unreadable samples are named on the terminal; a file beside the output names all.
 _NAMED = 10
 
 
 def embed(
     checkpoint: Annotated[
-        str, typer.Argument(help="A run's folder, its name under ./runs, or an exported folder.")
+        str,
+        typer.Argument(
+            help="A run's folder, its name under ./runs, or an exported folder.",
+            autocompletion=names.checkpoints,
+        ),
     ],
     data: Annotated[
         list[str],
@@ -20,6 +26,7 @@ def embed(
             metavar="DATA...",
             help="A manifest or a folder of media, and KEY=VALUE for parameters of the dataset; "
             "use=NAME for another one.",
+            autocompletion=names.dataset,
         ),
     ],
     output: Annotated[

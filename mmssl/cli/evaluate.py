@@ -5,31 +5,45 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmssl.completion import names
+
 if TYPE_CHECKING:
     from mmssl.recipe.yaml12 import Node
 
 
 def evaluate(
     checkpoint: Annotated[
-        str, typer.Argument(help="A run's folder, its name under ./runs, or a checkpoint in it.")
+        str,
+        typer.Argument(
+            help="A run's folder, its name under ./runs, or a checkpoint in it.",
+            autocompletion=names.checkpoints,
+        ),
     ],
     parameters: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="The evaluator's parameters, such as train.use=ucf101."
+            metavar="[KEY=VALUE]...",
+            help="The evaluator's parameters, such as train.use=ucf101.",
+            autocompletion=names.parameters,
         ),
     ] = None,
     evaluator: Annotated[
         str,
         typer.Option(
-            "--with", help="An evaluator, or a recipe (file or shipped) with evaluations."
+            "--with",
+            help="An evaluator, or a recipe (file or shipped) with evaluations.",
+            autocompletion=names.evaluators,
         ),
     ] = "",
     name: Annotated[
         str | None, typer.Option(help="What to call it; by default as the evaluator.")
     ] = None,
     launch: Annotated[
-        str | None, typer.Option(help="How to start it, if not as the run was: inline, slurm.")
+        str | None,
+        typer.Option(
+            help="How to start it, if not as the run was: inline, slurm.",
+            autocompletion=names.launchers,
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; read no media, write nothing.")

@@ -5,9 +5,16 @@ from typing import Annotated
 
 import typer
 
+from mmssl.completion import names
+
 
 def export(
-    run: Annotated[str, typer.Argument(help="A finished run's folder, or its name under ./runs.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A finished run's folder, or its name under ./runs.", autocompletion=names.runs
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="The folder to make. [default: export in the run's]"),

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmssl.completion import names
+
 if TYPE_CHECKING:
     from mmssl.pipeline.records import Records
     from mmssl.pipeline.status import Status
@@ -14,10 +16,16 @@ _LOOK_EVERY, _ASK_EVERY = 0.5, 5.0
 
 
 def logs(
-    run: Annotated[str, typer.Argument(help="A run's folder, or its name under ./runs.")],
+    run: Annotated[
+        str,
+        typer.Argument(help="A run's folder, or its name under ./runs.", autocompletion=names.runs),
+    ],
     stage: Annotated[
         str | None,
-        typer.Argument(help="pretrain or an evaluation; without it the one that runs, or the last"),
+        typer.Argument(
+            help="pretrain or an evaluation; without it the one that runs, or the last",
+            autocompletion=names.stages,
+        ),
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until the stage ends.")

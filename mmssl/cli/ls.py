@@ -4,10 +4,15 @@ from typing import Annotated
 
 import typer
 
+from mmssl.completion import names
+
 
 def ls(
     kind: Annotated[
-        str | None, typer.Argument(help="modalities, datasets, backbones, objectives, ...")
+        str | None,
+        typer.Argument(
+            help="modalities, datasets, backbones, objectives, ...", autocompletion=names.kinds
+        ),
     ] = None,
 ) -> None:
     """List the components that recipes can name.

@@ -4,12 +4,23 @@ from typing import Annotated
 
 import typer
 
+from mmssl.completion import names
+
 
 def profile(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a shipped recipe.", autocompletion=names.recipes
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Fields to set, such as data.workers=8."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            autocompletion=names.fields,
+            help="Fields to set, such as data.workers=8.",
+        ),
     ] = None,
     steps: Annotated[
         int, typer.Option(min=1, help="Training steps to measure, after some that are not.")

@@ -6,12 +6,23 @@ from typing import Annotated
 
 import typer
 
+from mmssl.completion import names
+
 
 def rehearse(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a shipped recipe.", autocompletion=names.recipes
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Fields to set, as for `mmssl run`."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            autocompletion=names.fields,
+            help="Fields to set, as for `mmssl run`.",
+        ),
     ] = None,
     ranks: Annotated[
         int, typer.Option(min=1, help="Processes that train together; one is killed alone, too.")

@@ -4,9 +4,14 @@ from typing import Annotated
 
 import typer
 
+from mmssl.completion import names
+
 
 def report(
-    run: Annotated[str, typer.Argument(help="A run's folder, or its name under ./runs.")],
+    run: Annotated[
+        str,
+        typer.Argument(help="A run's folder, or its name under ./runs.", autocompletion=names.runs),
+    ],
     clusters: Annotated[
         int, typer.Option(min=0, help="Of how many clusters of each labeling to show samples.")
     ] = 24,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmssl.completion import names
+
 if TYPE_CHECKING:
     from mmssl.cli.terminal import Terminal
     from mmssl.contracts import Launcher
@@ -16,18 +18,34 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a shipped recipe.", autocompletion=names.recipes
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Fields to set, such as training.epochs=3."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            autocompletion=names.fields,
+            help="Fields to set, such as training.epochs=3.",
+        ),
     ] = None,
     launch: Annotated[
         str | None,
-        typer.Option(help="How to start the stages: inline, local, slurm; short for launch.use=."),
+        typer.Option(
+            help="How to start the stages: inline, local, slurm; short for launch.use=.",
+            autocompletion=names.launchers,
+        ),
     ] = None,
     sweep: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=A,B,C", help="Make a run for each value; again: for each pair."),
+        typer.Option(
+            metavar="KEY=A,B,C",
+            autocompletion=names.swept,
+            help="Make a run for each value; again: for each pair.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; read no media, write nothing.")

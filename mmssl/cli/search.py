@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmssl.completion import names
+
 if TYPE_CHECKING:
     from mmssl.cli.terminal import Terminal
     from mmssl.pretrained.search import Neighbour
@@ -19,7 +21,10 @@ def search(
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option(help="The run or exported folder that made the features, if it was moved."),
+        typer.Option(
+            help="The run or exported folder that made the features, if it was moved.",
+            autocompletion=names.checkpoints,
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,

@@ -4,10 +4,17 @@ from typing import Annotated
 
 import typer
 
+from mmssl.completion import names
+
 
 def status(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Runs' folders, or names under ./runs.")
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Runs' folders, or names under ./runs.",
+            autocompletion=names.runs,
+        ),
     ],
 ) -> None:
     """Show how far the stages of runs are, where they run, and why one does not.

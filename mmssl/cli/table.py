@@ -5,10 +5,15 @@ from typing import Annotated
 
 import typer
 
+from mmssl.completion import names
+
 
 def table(
     name: Annotated[
-        str | None, typer.Argument(help="A shipped table, or a YAML file; none: list them.")
+        str | None,
+        typer.Argument(
+            help="A shipped table, or a YAML file; none: list them.", autocompletion=names.tables
+        ),
     ] = None,
     runs: Annotated[Path, typer.Option(help="The folder that holds the runs' folders.")] = Path(
         "runs"

@@ -84,20 +84,31 @@ def resolve(
         UserError: a file is missing or not YAML, an override is malformed, a variable is unset or
             empty.
     """
-    tree = _file(source)
-    for variant in variants:
-        tree = merge(tree, variant)
-    tree = _overridden(tree, overrides)
+    tree = written(source, overrides, variants)
     assert isinstance(tree.value, dict)
     tree = Node({key: n for key, n in tree.value.items() if key != "sweep"}, tree.place)
     return _substituted(tree, environ)
+
+
+def written(
+    source: str | os.PathLike[str], overrides: Sequence[str], variants: Sequence[Node] = ()
+) -> Node:
+    """The whole recipe as one tree with its ``${...}`` and its `sweep`; for `resolve`'s arguments.
+
+    Raises:
+        UserError: a file is missing or not YAML, an override is malformed.
+    """
+    tree = _file(source)
+    for variant in variants:
+        tree = merge(tree, variant)
+    return laid_over(tree, overrides)
 
 
 def sweep_of(
     source: str | os.PathLike[str], overrides: Sequence[str], environ: Mapping[str, str]
 ) -> Node | None:
     """What a recipe says of the runs that it stands for, or None; see `mmssl.pipeline.sweeps`."""
-    tree = _overridden(_file(source), overrides)
+    tree = written(source, overrides)
     assert isinstance(tree.value, dict)
     found = tree.value.get("sweep")
     return None if found is None else _substituted(found, environ)
@@ -116,7 +127,12 @@ def _file(source: str | os.PathLike[str]) -> Node:
     return Node({"name": Node(path.stem, tree.place), **tree.value}, tree.place)
 
 
-def _overridden(tree: Node, overrides: Sequence[str]) -> Node:
+def laid_over(tree: Node, overrides: Sequence[str]) -> Node:
+    """``a.b=value`` from the command line, laid over a tree.
+
+    Raises:
+        UserError: one of them is malformed, or addresses an item that a list does not have.
+    """
     if not overrides:
         return tree
     overlay = Node({}, COMMAND_LINE)

@@ -161,7 +161,7 @@ def _described(target: Callable[..., Any]) -> dict[str, str]:
         bases = [base for base in target.__mro__ if base is not object]
         sources = [source for base in bases for source in (base, base.__dict__.get("__init__"))]
     for source in sources:
-        for name, text in _arguments(getattr(source, "__doc__", None) or "").items():
+        for name, text in arguments(getattr(source, "__doc__", None) or "").items():
             described.setdefault(name, text)
     return described
 
@@ -169,7 +169,7 @@ def _described(target: Callable[..., Any]) -> dict[str, str]:
 _ENTRY = re.compile(r"\*{0,2}(\w+)(?: *\([^)]*\))?: *(.*)")
 
 
-def _arguments(docstring: str) -> dict[str, str]:
+def arguments(docstring: str) -> dict[str, str]:
     """The entries of a Google-style ``Args:`` section."""
     lines = iter(inspect.cleandoc(docstring).split("\n"))
     if not any(line.strip() in ("Args:", "Arguments:") for line in lines):  # consumes up to it
