@@ -115,7 +115,7 @@ def make_pretraining(
         settings=settings,
         loader=LoaderSettings(workers=0),
         device=torch.device("cpu"),
-        trackers=[],
+        trackers={},
         progress=Silent(),
     )
 

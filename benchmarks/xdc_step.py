@@ -78,7 +78,7 @@ def make_pretraining(recipe: Recipe, folder: Path) -> Pretraining:
         settings=assembly.training_settings(recipe.training, seed=recipe.seed, max_bad=1.0),
         loader=assembly.loader_settings(recipe, device),
         device=device,
-        trackers=[],
+        trackers={},
         progress=Silent(),
     )
     pretraining.train_mode()

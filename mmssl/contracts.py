@@ -704,6 +704,138 @@ class Tracker(ABC):
     def close(self) -> None:
         """The run ends or is interrupted."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the checkpoint that is being written keeps for a later `load_state_dict`.
+
+        What was tracked before is in no later process's log again, so flush it. Numbers, strings,
+        tensors, and lists and dicts of them; nothing by default.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most keep nothing
+        """Take back what `state_dict` gave when the checkpoint at `open`'s step was written.
+
+        Called before `open`, and only if the run that is gone on with had this tracker then.
+        """
+
+
+class RunContext(Protocol):
+    """What pretraining lends its callbacks. Every rank has one.
+
+    Attributes:
+        folder: the run's; rank 0 writes.
+        round: which one is at work, from 1.
+        rounds: how many there are.
+        step: optimizer steps done in the run.
+        epoch: epochs done in the round, with a fraction.
+        device: where encoders and objective are.
+        seed: the recipe's.
+        encoders: as they are trained; in training mode between two steps, and to be left so.
+        objective: the same.
+        resumed: was the run begun by an earlier process?
+    """
+
+    @property
+    def folder(self) -> Path: ...  # noqa: D102 - described above
+
+    @property
+    def round(self) -> int: ...  # noqa: D102
+
+    @property
+    def rounds(self) -> int: ...  # noqa: D102
+
+    @property
+    def step(self) -> int: ...  # noqa: D102
+
+    @property
+    def epoch(self) -> float: ...  # noqa: D102
+
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+
+    @property
+    def encoders(self) -> "Encoders": ...  # noqa: D102
+
+    @property
+    def objective(self) -> Objective: ...  # noqa: D102
+
+    @property
+    def resumed(self) -> bool: ...  # noqa: D102
+
+    def say(self, text: str) -> None:
+        """Show a line to whoever watches; what ranks but 0 say is dropped."""
+
+    def report(self, figures: Mapping[str, float]) -> None:
+        """Put figures into the log and the trackers, as a record of the kind ``"callback"``.
+
+        What ranks but 0 report is dropped. The names ``kind``, ``step`` and ``round`` are taken.
+        """
+
+
+class Callback:
+    """Something else that happens at steps, rounds and checkpoints of pretraining.
+
+    A subclass overrides what it needs. A recipe names callbacks under ``callbacks``, and they are
+    a part of what the run learns: another list of them is another run. Evaluations that train go
+    without.
+
+    Every rank calls them at the same points, in the recipe's order, so they may meet in collective
+    calls (`mmssl.training.distributed`); encoders and objective must end up equal on all ranks, and
+    files are for rank 0 to write. What they draw must follow from the seed and the step.
+
+    A process that is killed loses what was done since the last checkpoint, and it is done again:
+    all that a callback remembers belongs into `state_dict`. A `UserError` ends the run with its
+    text; any other exception is a defect, and ends it with a traceback.
+    """
+
+    def on_run_start(self, run: RunContext) -> None:
+        """A process begins with the run, or goes on with it (``run.resumed``).
+
+        Encoders, objective and this callback's own state are loaded by then.
+        """
+
+    def on_step_end(self, run: RunContext, losses: Losses) -> None:
+        """An optimizer step is done, and counted in ``run.step``.
+
+        Args:
+            run: what is lent.
+            losses: of the step before the optimizer changed anything, detached; the mean over
+                ranks is the global batch's.
+        """
+
+    def on_round_end(self, run: RunContext) -> None:
+        """All steps of ``run.round`` are done; the checkpoint that ends it follows."""
+
+    def on_checkpoint(self, run: RunContext, path: Path) -> None:
+        """A checkpoint was written, with the state from before this call.
+
+        When one is written may depend on the clock, so nothing that is learned may depend on this.
+
+        Args:
+            run: what is lent.
+            path: the file; rank 0 sees it whole, others may be earlier than it.
+        """
+
+    def on_run_end(self, run: RunContext) -> None:
+        """The last round is done: the last moment to change what was learned.
+
+        What is saved as the run's encoders and objective is what they are after this call. A
+        process that is stopped or killed does not call it; the one that completes the run does.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint is to keep; called on rank 0, and loaded on every rank.
+
+        Numbers, strings, tensors, and lists and dicts of them; nothing by default.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave, before `on_run_start`; tensors are on the CPU."""
+
 
 class Launcher(ABC):
     """A way to run a recipe's stages: in this process, as local processes, on a cluster.

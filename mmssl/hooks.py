@@ -100,6 +100,11 @@ def register_trackers(register: Register) -> None:
 
 
 @hookspec
+def register_callbacks(register: Register) -> None:
+    """What else happens at steps, rounds and checkpoints of pretraining (`mmssl.Callback`)."""
+
+
+@hookspec
 def register_commands(register: Register) -> None:
     """Verbs of the command line, named ``"group verb"``: ``mmssl group verb``.
 
@@ -119,6 +124,7 @@ KINDS = (
     "schedules",
     "launchers",
     "trackers",
+    "callbacks",
 )
 
 # All that can be registered; commands are not named in recipes.

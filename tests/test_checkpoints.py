@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,7 +73,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(tmp_path: 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     torch.save({"format": 99}, tmp_path / "step-00000001.pt")
-    with pytest.raises(UserError, match="checkpoint format 99, this version reads 1"):
+    with pytest.raises(UserError, match="was written by a newer mmssl than this one"):
         checkpoints.load_newest(tmp_path)
 
 
@@ -89,3 +90,36 @@ def test_no_code_runs_on_loading(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ):
         checkpoints.load_newest(tmp_path)
     assert "code ran" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_the_format_before_has_no_states(tmp_path: Path) -> None:
+    torch.save({"format": 1, "w": torch.ones(2)}, tmp_path / "step-00000001.pt")
+    state = checkpoints.load_newest(tmp_path)
+    assert state is not None
+    assert (state["callbacks"], state["trackers"], state["w"].tolist()) == ({}, {}, [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("state", "where"),
+    [
+        ({"mean": np.float64(3)}, r"state_dict\(\)\['mean'\] is a numpy.float64"),
+        ({"a": [1, {"b": (2, Path("x"))}]}, r"\['a'\]\[1\]\['b'\]\[1\] is a pathlib"),
+        ({(1, 2): 3}, r"has the key \(1, 2\)"),
+        ([1, np.zeros(3)], r"state_dict\(\)\[1\] is a numpy.ndarray"),
+    ],
+)
+def test_states_that_could_not_be_read_again_are_refused(state: object, where: str) -> None:
+    with pytest.raises(TypeError, match=where):
+        checkpoints.storable(state)
+
+
+def test_states_that_are_stored_are_read_again(tmp_path: Path) -> None:
+    state = {
+        "plain": [None, True, 3, 2.5, "x", b"y", (1, {2: "z"})],
+        "net": torch.nn.BatchNorm1d(2).state_dict(),
+    }
+    checkpoints.save(tmp_path, {"own": checkpoints.storable(state)}, step=1, keep=1)
+    read = checkpoints.load_newest(tmp_path)
+    assert read is not None
+    assert read["own"]["plain"] == state["plain"]
+    assert torch.equal(read["own"]["net"]["weight"], torch.ones(2))

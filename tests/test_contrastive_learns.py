@@ -126,7 +126,7 @@ def test_unseen_samples_find_their_other_halves(name: str, tmp_path: Path) -> No
         ),
         loader=LoaderSettings(workers=0),
         device=torch.device("cpu"),
-        trackers=[],
+        trackers={},
         progress=Silent(),
     ).run()
     after = found_first(encoders, objective, views, space)

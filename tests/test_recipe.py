@@ -227,6 +227,8 @@ TYPOS = [
     (RECIPE.partition("training:")[0], "my.yaml:1: 'training' is missing"),
     (RECIPE + "trackers: [untyped]\n", "my.yaml:20: trackers.0: tracker 'untyped' of plugin 'tiny':"
      " parameter 'size' is declared without a type"),
+    (RECIPE + "callbacks: [average]\n",
+     "my.yaml:20: callbacks.0: unknown callback 'average'; there are: none"),
     (RECIPE + "trackers: [tensorboard, {use: tensorboard, tag: x}, tensorboard]\n",
      "my.yaml:20: trackers.2: the same as trackers.0: everything would be written twice"),
     (edited(use="use: missing") if RECIPE.count("use:") == 1 else

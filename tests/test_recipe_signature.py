@@ -310,6 +310,7 @@ def changed(path: str, value: Any) -> Any:
         ("data.validation", {"use": "mixture", "parts": {"a": "rows", "b": {"use": "rows"}}}),
         ("data.train", {"use": "missing", "whatever": 1}),
         ("trackers", []),
+        ("callbacks", []),
         ("evaluations", {"a": {"use": "probe", "train": "rows"}}),
         ("evaluations", {"a": None}),
         ("evaluations", None),
@@ -342,6 +343,7 @@ def test_the_schema_accepts(
         ("data.validation", {"use": "mixture", "parts": {"a": {"use": "rows", "n": 1}}}, None),
         ("modalities", {}, "$.modalities minProperties"),
         ("evaluations", {"a": "probe"}, "$.evaluations.a enum"),  # train is missing
+        ("callbacks", ["average"], "$.callbacks[0] not"),  # no plugin brings any
         ("evaluations", {"a": 3}, "$.evaluations.a type"),
         ("evaluations", {"a/b": {"use": "probe", "train": "rows"}},
          "$.evaluations additionalProperties"),

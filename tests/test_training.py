@@ -383,13 +383,13 @@ def test_mixed_precision_trains(tmp_path: Path, precision: str) -> None:
 
 
 def test_the_log_is_cut_at_the_checkpoint(tmp_path: Path) -> None:
-    log = Log(tmp_path, [])
+    log = Log(tmp_path, {})
     log.write({"kind": "step", "step": 1, "loss": 0.5})
     length = log.length()
     log.write({"kind": "step", "step": 2, "loss": float("nan")})
     log.close()
     assert read_log(tmp_path)[1]["loss"] is None
-    log = Log(tmp_path, [], length=length, step=1)
+    log = Log(tmp_path, {}, length=length, step=1)
     log.write({"kind": "step", "step": 2, "loss": 0.25})
     log.close()
     assert [r.get("loss") for r in read_log(tmp_path)] == [0.5, 0.25]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from toys import Perceptron, Rows, Vector
 
-from mmssl.contracts import Dataset, Objective
+from mmssl.contracts import Callback, Dataset, Objective, Tracker
 from mmssl.data.loading import LoaderSettings
 from mmssl.training.encoders import Encoders
 from mmssl.training.log import read_log
@@ -58,6 +59,8 @@ def pretraining(
     dropout: float = 0.1,
     names: Sequence[str] = ("a", "b"),
     noise: float = 0.5,
+    trackers: Mapping[str, Tracker] = MappingProxyType({}),
+    callbacks: Mapping[str, Callback] = MappingProxyType({}),
 ) -> Pretraining:
     modalities = {name: Vector(name, noise=noise) for name in names}
     torch.manual_seed(0)
@@ -76,8 +79,9 @@ def pretraining(
         settings=settings,
         loader=LoaderSettings(workers=workers),
         device=torch.device("cpu"),
-        trackers=[],
+        trackers=trackers,
         progress=Silent(),
+        callbacks=callbacks,
     )
 
 

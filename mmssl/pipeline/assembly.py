@@ -1,6 +1,8 @@
 """Building what a recipe names."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -9,7 +11,7 @@ from mmssl.data.draws import derive_seed
 from mmssl.data.limited import Limited
 from mmssl.data.loading import LoaderSettings
 from mmssl.errors import UserError
-from mmssl.recipe import Recipe
+from mmssl.recipe import ComponentSpec, Recipe
 from mmssl.recipe.model import Training
 from mmssl.recipe.typed import suggest
 from mmssl.training import distributed
@@ -96,6 +98,19 @@ def build_heads(objective: Objective, encoders: Encoders, train: Dataset, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "objective"))
         objective.build(encoders)
+
+
+def build_named(specs: Sequence[ComponentSpec]) -> dict[str, Any]:
+    """Components of a list, by names that tell a later process whose state is whose.
+
+    ``plugin/name``, and of several of one name ``plugin/name#2`` for the second.
+    """
+    built: dict[str, Any] = {}
+    for number, spec in enumerate(specs):
+        name = spec.identity
+        nth = 1 + sum(other.identity == name for other in specs[:number])
+        built[name if nth == 1 else f"{name}#{nth}"] = spec.build()
+    return built
 
 
 def build_datasets(recipe: Recipe) -> tuple[Dataset, Dataset | None]:

@@ -282,7 +282,7 @@ class Context:
             ),
             loader=assembly.loader_settings(self.recipe, self.device),
             device=self.device,
-            trackers=[spec.build() for spec in self.recipe.trackers],
+            trackers=assembly.build_named(self.recipe.trackers),
             progress=self.progress,
         ).run()
         objective.eval()

@@ -44,7 +44,7 @@ def make_plan(recipe: Recipe) -> Plan:
     _check_features(recipe, encoders, modalities)
     train, validation = assembly.build_datasets(recipe)
     objective = assembly.build_objective(recipe, encoders, train)
-    for spec in recipe.trackers:
+    for spec in (*recipe.trackers, *recipe.callbacks):
         spec.build()
     for name, spec in recipe.evaluations.items():
         evaluator: Evaluator = spec.build()
@@ -204,6 +204,8 @@ def _training(recipe: Recipe, modalities: dict[str, Modality], ranks: int) -> Ta
         rows.append(("early stop", f"when the validation loss rose {training.early_stop} times"))
     if training.freeze_encoders:
         rows.append(("encoders", "frozen"))
+    if recipe.callbacks:
+        rows.append(("callbacks", ", ".join(map(_short, recipe.callbacks))))
     return Table("training", ("", ""), rows)
 
 

@@ -180,7 +180,7 @@ def _rehearse(training: Pretraining, folder: Path, progress: Progress) -> int:
     """Begin the first round; returns the number of rows that it was told there are."""
     size = len(training.datasets["train"])
     rows = min(size, _REHEARSED)
-    log = Log(folder, [], length=0, step=0)
+    log = Log(folder, {}, length=0, step=0)
     with closing(log), progress.task("pseudo-labels of random features", 1) as advance:
         training.objective.begin_round(
             _Rehearsal(

@@ -445,7 +445,7 @@ def differences(undisturbed: Path, disturbed: Path) -> Iterator[str]:
         undisturbed: a finished run's folder.
         disturbed: another's.
     """
-    for kind in ("step", "round"):
+    for kind in ("step", "round", "callback"):
         pairs = list(zip_longest(_records(undisturbed, kind), _records(disturbed, kind)))
         different = [(ours, theirs) for ours, theirs in pairs if ours != theirs]
         if different:
@@ -471,10 +471,15 @@ def _first(kind: str, ours: dict[str, Any] | None, theirs: dict[str, Any] | None
     if ours is None or theirs is None:
         record, name = (theirs, "undisturbed") if ours is None else (ours, "disturbed")
         assert record is not None
-        return f"{kind} {record[kind]} is missing in the {name} run's log"
+        return f"{kind} {_at(record)} is missing in the {name} run's log"
     field = next(name for name in [*ours, *theirs] if ours.get(name) != theirs.get(name))
     values = f"{ours.get(field)} undisturbed, {theirs.get(field)} disturbed"
-    return f"{kind} {ours[kind]}: {field} is {values}"
+    return f"{kind} {_at(ours)}: {field} is {values}"
+
+
+def _at(record: dict[str, Any]) -> Any:
+    """The round's number, or else the step's."""
+    return record["round" if record["kind"] == "round" else "step"]
 
 
 def _arrays(run: Path) -> dict[str, bytes]:

@@ -81,13 +81,14 @@ def pretraining(recipe: Recipe, folder: Path, progress: Progress) -> Pretraining
         ),
         loader=assembly.loader_settings(recipe, device),
         device=device,
-        trackers=[spec.build() for spec in recipe.trackers],
+        trackers=assembly.build_named(recipe.trackers),
         progress=progress,
+        callbacks=assembly.build_named(recipe.callbacks),
     )
 
 
 def placed(recipe: Recipe, error: UserError) -> UserError:
     """The file and line of the field that a message begins with, put before it."""
     field_path, colon, reason = str(error).partition(": ")
-    keys = field_path.split(".")
+    keys = [int(key) if key.isdecimal() else key for key in field_path.split(".")]
     return recipe.error(keys, reason) if colon and keys[0] in Recipe.model_fields else error

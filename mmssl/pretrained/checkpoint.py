@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
+from mmssl import formats
 from mmssl.errors import UserError
 from mmssl.pipeline.records import PRETRAIN, find_runs, read_json
 from mmssl.recipe.component import ComponentSpec
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from mmssl.training.encoders import Encoders
 
 CARD = "card.json"
-FORMAT = 1
 
 
 class Blocks(Typed):
@@ -327,10 +327,11 @@ def _exported(folder: Path) -> Pretrained:
         card = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        written = card.get("format") if isinstance(card, dict) else None
-        raise UserError(f"{file}: card format {written}, this version of mmssl reads {FORMAT}")
-    if card.get("digest") != digest_of(card):
+    if not isinstance(card, dict):
+        raise UserError(f"{file}: is not what mmssl export writes")
+    intact = card.get("digest") == digest_of(card)
+    card = formats.CARD.migrated(card, card.get("format"), str(file))
+    if not intact:
         raise UserError(f"{file}: was changed since it was exported; export the run again")
     files = {name: str((folder / name).absolute()) for name in card["files"]}
     for name, path in files.items():

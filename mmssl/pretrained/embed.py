@@ -28,10 +28,10 @@ from mmssl import __version__
 from mmssl.contracts import Dataset
 from mmssl.data.loading import LoaderSettings, Views
 from mmssl.errors import UserError
+from mmssl.formats import FEATURES
 from mmssl.pretrained.checkpoint import Pretrained
 from mmssl.pretrained.extractor import Extractor, make_extractor
 from mmssl.pretrained.features_file import (
-    FORMAT,
     Column,
     FeaturesFile,
     check_output,
@@ -128,7 +128,7 @@ def _about(
 ) -> dict[str, Any]:
     """What features are of: the same where they would be the same."""
     return {
-        "format": FORMAT,
+        "format": FEATURES.current,
         "checkpoint": {
             "name": extractor.pretrained.name,
             "path": str(extractor.pretrained.path.absolute()),

@@ -14,12 +14,11 @@ from pydantic_core import to_jsonable_python
 from safetensors.torch import save_file
 from torch import nn
 
-from mmssl import __version__
+from mmssl import __version__, formats
 from mmssl.errors import UserError
 from mmssl.pipeline.records import PRETRAIN, Records, read_json
 from mmssl.pretrained.checkpoint import (
     CARD,
-    FORMAT,
     Pretrained,
     digest_of,
     open_pretrained,
@@ -82,7 +81,7 @@ def export(run: str | Path, folder: Path | None = None, *, objective: bool = Fal
             _save(heads, out / "objective.safetensors")
         blocks = _Blocks(pretrained, out, objective=heads is not None)
         card = {
-            "format": FORMAT,
+            "format": formats.CARD.current,
             "name": pretrained.name,
             "mmssl": __version__,
             "plugins": blocks.plugins(),

@@ -29,8 +29,7 @@ from typing import Any
 import numpy as np
 
 from mmssl.errors import UserError
-
-FORMAT = 1
+from mmssl.formats import FEATURES
 
 # Rows that are in memory at a time.
 _ROWS = 1 << 14
@@ -202,10 +201,7 @@ class FeaturesFile:
             raise UserError(f"{path}: {error.strerror or error}") from error
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: is no file of features that mmssl embed wrote") from error
-        if self.about.get("format") != FORMAT:
-            raise UserError(
-                f"{path}: format {self.about.get('format')}, this version reads {FORMAT}"
-            )
+        self.about = FEATURES.migrated(self.about, self.about.get("format"), str(path))
         for key, kind in _NEEDED.items():
             if not isinstance(self.about.get(key), kind):
                 raise UserError(f"{path}: is no file of features that mmssl embed wrote: no {key}")

@@ -1,6 +1,6 @@
 """What no single field can know: that the parts of a recipe fit each other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_type_hints
 
 from mmssl.recipe.component import ComponentSpec
@@ -17,13 +17,14 @@ def findings(recipe: Recipe) -> Iterator[Finding]:
     yield from _training(recipe)
     if "pretrain" in recipe.evaluations:
         yield ("evaluations", "pretrain"), "this is the name of the first stage: choose another"
-    for i, tracker in enumerate(recipe.trackers):
-        if tracker in recipe.trackers[:i]:
-            first = recipe.trackers.index(tracker)
-            yield (
-                ("trackers", i),
-                f"the same as trackers.{first}: everything would be written twice",
-            )
+    yield from _twice("trackers", recipe.trackers, "everything would be written twice")
+    yield from _twice("callbacks", recipe.callbacks, "all that it does would be done twice")
+
+
+def _twice(field: str, specs: Sequence[ComponentSpec], why: str) -> Iterator[Finding]:
+    for i, spec in enumerate(specs):
+        if spec in specs[:i]:
+            yield (field, i), f"the same as {field}.{specs.index(spec)}: {why}"
 
 
 def _backbones(recipe: Recipe) -> Iterator[Finding]:

@@ -38,6 +38,11 @@ class ComponentSpec:
     where: str = field(default="", compare=False, repr=False)
 
     @property
+    def identity(self) -> str:
+        """``plugin/name``, however a recipe writes it."""
+        return f"{self.registration.owner}/{self.registration.name}"
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """The parameters by name, defaults included; nested components are `ComponentSpec`."""
         fields = type(self.values).model_fields

@@ -57,6 +57,7 @@ OptimizerSpec = Annotated[ComponentSpec, Kind("optimizers")]
 ScheduleSpec = Annotated[ComponentSpec, Kind("schedules")]
 LauncherSpec = Annotated[ComponentSpec, Kind("launchers")]
 TrackerSpec = Annotated[ComponentSpec, Kind("trackers")]
+CallbackSpec = Annotated[ComponentSpec, Kind("callbacks")]
 
 
 def _without_nulls(value: Any) -> Any:
@@ -238,6 +239,11 @@ class Recipe(Typed):
         default_factory=dict,
         description="How the pretrained encoders are measured, under names of your choice; null "
         "takes one away that this recipe extends.",
+    )
+    callbacks: list[CallbackSpec] = Field(
+        default=[],
+        description="What else happens at steps, rounds and checkpoints of pretraining, in this "
+        "order.",
     )
     trackers: list[TrackerSpec] = Field(
         default=[{"use": "tensorboard"}],

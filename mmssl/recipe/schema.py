@@ -127,6 +127,8 @@ def _component(registration: Registration, names: list[str], parameters: Schema)
 
 
 def _choice(kind: str, names: list[str], shorthand: list[str], cases: list[Schema]) -> Schema:
+    if not cases:
+        return {"not": {}, "description": f"No plugin here brings {kind}."}
     use = {"enum": names, "description": f"The {SINGULAR[kind]}: mmssl ls {kind}"}
     return {
         "type": ["object", "string"],

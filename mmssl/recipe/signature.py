@@ -34,6 +34,7 @@ CONTRACTS = {
     "Objective": "objectives",
     "Evaluator": "evaluators",
     "Tracker": "trackers",
+    "Callback": "callbacks",
 }
 
 

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmssl.errors import UserError
+from mmssl.formats import CHECKPOINT
 
-FORMAT = 1
 _UMASK = os.umask(0)  # the only way to read it is to set it
 os.umask(_UMASK)
+_PLAIN = (type(None), bool, int, float, str, bytes)
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
@@ -65,12 +67,36 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int) -> Path:
         keep: how many to keep, at least 1.
     """
     path = path_of(folder, step)
-    write_atomically(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
+    whole = {"format": CHECKPOINT.current, **state}
+    write_atomically(path, lambda temporary: torch.save(whole, temporary))
     for leftover in folder.glob(".step-*.tmp"):
         leftover.unlink(missing_ok=True)
     for _, old in _numbered(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
+
+
+def storable(state: Any, where: str = "state_dict()") -> Any:
+    """A component's own state, if a checkpoint that holds it can be read again.
+
+    Raises:
+        TypeError: some of it is neither plain nor a tensor: NumPy's numbers, for instance.
+    """
+    if isinstance(state, dict):
+        for key, value in state.items():
+            if type(key) not in (str, int):
+                raise TypeError(f"{where} has the key {key!r}: neither a string nor an int")
+            storable(value, f"{where}[{key!r}]")
+    elif type(state) in (list, tuple):
+        for number, value in enumerate(state):
+            storable(value, f"{where}[{number}]")
+    elif not isinstance(state, Tensor) and type(state) not in _PLAIN:
+        kind = f"{type(state).__module__}.{type(state).__qualname__}"
+        raise TypeError(
+            f"{where} is a {kind}: only None, bool, int, float, str, tensors, and lists and dicts "
+            "of them can be read from a checkpoint again"
+        )
+    return state
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -82,15 +108,10 @@ def load(path: Path) -> dict[str, Any]:
     """A state, on the CPU.
 
     Raises:
-        UserError: it is of another format.
+        UserError: a newer mmssl wrote it, or one that is too old.
     """
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if state.get("format") != FORMAT:
-        raise UserError(
-            f"{path}: checkpoint format {state.get('format')}, this version reads {FORMAT}; "
-            "use the version of mmssl that wrote it, or start under another name"
-        )
-    return state
+    return CHECKPOINT.migrated(state, state.get("format"), str(path))
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
@@ -100,7 +121,8 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     before it is taken.
 
     Raises:
-        UserError: the checkpoint is of another format, or there are some and all are damaged.
+        UserError: the checkpoint is of a format that is not read, or there are some and all are
+            damaged.
     """
     found = _numbered(folder)
     for _, path in reversed(found):

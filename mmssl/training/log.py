@@ -3,11 +3,13 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from mmssl.contracts import Tracker
+from mmssl.training.checkpoints import storable
 
 
 class Log:
@@ -18,25 +20,29 @@ class Log:
 
     Args:
         folder: the run's; None on ranks that keep no record.
-        trackers: where records go besides.
+        trackers: where records go besides, by the names that their states have.
         length: bytes of the log that belong to the checkpoint; 0 to begin.
         step: global step of the checkpoint.
+        states: of trackers, as the checkpoint has them, by name; a new tracker has none.
     """
 
     def __init__(
         self,
         folder: Path | None,
-        trackers: Sequence[Tracker],
+        trackers: Mapping[str, Tracker],
         *,
         length: int = 0,
         step: int = 0,
+        states: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._file: BinaryIO | None = None
-        self._trackers = trackers if folder else ()
+        self._trackers = trackers if folder else {}
         if folder:
             self._file = open(folder / "log.jsonl", "ab")  # noqa: SIM115 - closed in close()
             self._file.truncate(min(length, self._file.seek(0, os.SEEK_END)))
-            for tracker in trackers:
+            for name, tracker in trackers.items():
+                if name in states:
+                    tracker.load_state_dict(states[name])
                 tracker.open(folder, step)
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -49,8 +55,12 @@ class Log:
         }
         self._file.write(json.dumps(plain, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
-        for tracker in self._trackers:
+        for tracker in self._trackers.values():
             tracker.track(plain)
+
+    def states(self) -> dict[str, Any]:
+        """Of the trackers, by name: what a checkpoint keeps of them."""
+        return {name: storable(tracker.state_dict()) for name, tracker in self._trackers.items()}
 
     def length(self) -> int:
         """Bytes written so far, safely on the disk."""
@@ -64,7 +74,7 @@ class Log:
         """Close the file and the trackers."""
         if self._file is not None:
             self._file.close()
-        for tracker in self._trackers:
+        for tracker in self._trackers.values():
             tracker.close()
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmssl.contracts import Batch, Dataset, Losses, Modality, Objective, Split, Tracker
+from mmssl.contracts import (
+    Batch,
+    Callback,
+    Dataset,
+    Losses,
+    Modality,
+    Objective,
+    Split,
+    Tracker,
+)
 from mmssl.data import timing
 from mmssl.data.draws import derive_seed
 from mmssl.data.loading import (
@@ -44,6 +54,7 @@ from mmssl.data.skipped import Skipped
 from mmssl.errors import UserError
 from mmssl.training import checkpoints, distributed
 from mmssl.training.batch_norm import synchronise
+from mmssl.training.callbacks import Callbacks, Lent
 from mmssl.training.encoders import Encoders, save_weights
 from mmssl.training.features import FeatureStream, autocast, prepare
 from mmssl.training.interruption import Interrupted, stop_requests
@@ -98,8 +109,9 @@ class Pretraining:
         settings: the rest of the recipe's training block.
         loader: how batches are loaded.
         device: where to train.
-        trackers: where the log goes besides ``log.jsonl``.
+        trackers: where the log goes besides ``log.jsonl``, by names for their states.
         progress: who watches.
+        callbacks: what else happens, by names for their states.
     """
 
     def __init__(
@@ -115,8 +127,9 @@ class Pretraining:
         settings: Settings,
         loader: LoaderSettings,
         device: torch.device,
-        trackers: list[Tracker],
+        trackers: Mapping[str, Tracker],
         progress: Progress,
+        callbacks: Mapping[str, Callback] = MappingProxyType({}),
     ) -> None:
         self.folder = folder
         self.encoders = encoders.to(device)
@@ -134,6 +147,7 @@ class Pretraining:
         self.device = device
         self.trackers = trackers
         self.progress = progress
+        self._components = callbacks
         self.state = State()
         self._frozen: list[nn.Parameter] = []
         self.optimizer = self._new_optimizer()
@@ -186,16 +200,22 @@ class Pretraining:
             self.trackers,
             length=saved["log_length"] if saved else 0,
             step=self.state.global_step,
+            states=saved["trackers"] if saved else {},
         )
+        self.callbacks = Callbacks(self._components, Lent(self, resumed=saved is not None))
         self._last_saved = time.monotonic()
         try:
             with stop_requests() as self._stop:
+                if saved is not None:
+                    self.callbacks.load_state_dict(saved["callbacks"])
+                self.callbacks("on_run_start")
                 self.state.finished |= self.objective.rounds == 0
                 if saved is None:
                     self._save()
                 while not self.state.finished:
                     self._round()
                 self._agree_on_statistics()  # each rank goes on with what rank 0 saves
+                self.callbacks("on_run_end")
         except RuntimeError as error:
             # Between steps each rank stops by itself, and this one waited for one that did.
             if distributed.is_lost(error) and self._stop.is_set():
@@ -244,6 +264,7 @@ class Pretraining:
         self._parallelise()
         with self.progress.task(title, steps, state.step) as advance:
             self._steps(plan, steps, advance)
+        self.callbacks("on_round_end")
         state.next_round(self.objective.rounds)
         self._save()
 
@@ -362,6 +383,7 @@ class Pretraining:
                 advance(1, **figures)
             else:
                 advance(1)
+            self.callbacks("on_step_end", losses)
             if state.step % settings.steps_per_epoch == 0 and "validation" in self.datasets:
                 self._validate()
                 if settings.early_stop and saturated(state.validation, settings.early_stop):
@@ -553,8 +575,12 @@ class Pretraining:
         return minutes is not None and time.monotonic() - self._last_saved > 60 * minutes
 
     def _save(self) -> None:
-        if not distributed.is_main():
-            return
+        if distributed.is_main():
+            self._write()
+        path = checkpoints.path_of(self.folder / "checkpoints", self.state.global_step)
+        self.callbacks("on_checkpoint", path)
+
+    def _write(self) -> None:
         if not all(bool(p.isfinite().all()) for p in self.encoders.parameters()):
             raise UserError(
                 f"parameters are not finite at round {self.state.round}, step {self.state.step}, "
@@ -569,6 +595,8 @@ class Pretraining:
                 "objective": self.objective.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
+                "callbacks": self.callbacks.state_dict(),
+                "trackers": self.log.states(),
                 "log_length": self.log.length(),
                 "data": self.digests,
             },
