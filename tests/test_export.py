@@ -252,7 +252,7 @@ def changed_card(folder: Path, sign: bool = False, **fields: Any) -> None:
         (damaged_weights, r"video\.safetensors: is not what was exported"),
         (lambda f: (f / "audio.safetensors").unlink(), r"audio\.safetensors: No such file"),
         (lambda f: changed_card(f, seed=5), r"card\.json: was changed since it was exported"),
-        (lambda f: changed_card(f, format=2), r"card\.json: card format 2, this version .* 1$"),
+        (lambda f: changed_card(f, format=2), r"card\.json: was written by a newer mmssl"),
         (lambda f: (f / "card.json").write_text("{"), r"card\.json: cannot be read"),
         (lambda f: changed_card(f, True, files=["../x"]), r"names '\.\./x', outside of"),
         (
