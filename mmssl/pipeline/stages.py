@@ -53,8 +53,17 @@ def pretrain(recipe: Recipe, folder: RunFolder, progress: Progress) -> None:
         raise placed(recipe, error) from error
 
 
-def pretraining(recipe: Recipe, folder: Path, progress: Progress) -> Pretraining:
-    """A recipe's training in a folder, before its first step; its data are there."""
+def pretraining(
+    recipe: Recipe, folder: Path, progress: Progress, loop: type[Pretraining] = Pretraining
+) -> Pretraining:
+    """A recipe's training in a folder, before its first step; its data are there.
+
+    Args:
+        recipe: the run's.
+        folder: where it is trained.
+        progress: who watches.
+        loop: the class of the training, which checks watch through a subclass.
+    """
     device = assembly.choose_device(recipe)
     modalities = assembly.build_modalities(recipe)
     encoders = assembly.build_encoders(recipe)
@@ -68,7 +77,7 @@ def pretraining(recipe: Recipe, folder: Path, progress: Progress) -> Pretraining
     if recipe.training.compile:
         for backbone in encoders.backbones.values():
             backbone.compile()
-    return Pretraining(
+    return loop(
         folder=folder,
         encoders=encoders,
         objective=objective,

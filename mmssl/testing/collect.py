@@ -1,0 +1,130 @@
+"""Which checks a plugin gets: from what it registers, and from the recipes that name it."""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmssl.errors import UserError
+from mmssl.recipe import Recipe
+from mmssl.recipe.component import ComponentSpec
+from mmssl.recipe.compose import shipped_recipes
+from mmssl.registry import Plugin, Registration, discover
+from mmssl.testing import component
+from mmssl.testing.check import Check, checks_of, fail
+from mmssl.testing.component import Component
+from mmssl.testing.material import Material
+
+
+@dataclass(frozen=True)
+class _Use:
+    """Where a recipe names a component: its path in the recipe, and what it says."""
+
+    material: Material
+    path: tuple[str | int, ...]
+    spec: ComponentSpec
+
+
+def conformance(plugin: str, recipes: Sequence[str | Path] | None = None) -> list[Check]:
+    """The checks of a plugin, ready to be called.
+
+    Args:
+        plugin: its name, as `mmssl plugins` shows it.
+        recipes: files, or names of recipes, that name its components; by default those that the
+            plugin ships in ``recipes/``. Of a recipe with a ``sweep:`` all its runs are looked at.
+
+    Raises:
+        UserError: there is no such plugin.
+    """
+    found = _plugin(plugin)
+    if found.error is not None:
+        reason = found.error
+
+        def broken() -> None:
+            fail(f"the plugin {plugin!r} does not load: {reason}")
+
+        return [Check(f"plugin {plugin}", "loads", broken)]
+    sources = _own_recipes(plugin) if recipes is None else [str(source) for source in recipes]
+    checks: list[Check] = []
+    materials: list[Material] = []
+    for source in sources:
+        try:
+            materials += [Material(recipe) for recipe in _runs_of(source)]
+        except UserError as error:
+            checks.append(Check(f"recipe {source}", "loads", _failing(str(error))))
+    uses = list(_uses(materials))
+    names = tuple(material.recipe.name for material in materials)
+    for registration in found.components:
+        own = [use for use in uses if use.spec.registration == registration]
+        named = tuple(dict.fromkeys(use.material.recipe.name for use in own))
+        case = Component(registration, named, names)
+        tests = component.TESTS if registration.kind != "commands" else component.TESTS[:1]
+        checks += checks_of(case.subject, case, tests)
+        if own:
+            checks += _of_kind(case.subject, registration, own)
+    return checks
+
+
+def _plugin(name: str) -> Plugin:
+    plugins = {plugin.name: plugin for plugin in discover().plugins}
+    if name not in plugins:
+        near = difflib.get_close_matches(name, plugins, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(plugins)}"
+        raise UserError(f"there is no plugin {name!r}; {hint}")
+    return plugins[name]
+
+
+def _own_recipes(plugin: str) -> list[str]:
+    """Those that a plugin ships, without the parts whose names begin with ``_``."""
+    names = [name for name, _ in shipped_recipes() if name.startswith(f"{plugin}/")]
+    return [name for name in names if not Path(name).name.startswith("_")]
+
+
+def _runs_of(source: str) -> list[Recipe]:
+    from mmssl.pipeline.sweeps import runs_of
+
+    return runs_of(source, [], [])
+
+
+def _failing(message: str) -> Callable[[], None]:
+    return lambda: fail(message)
+
+
+def _uses(materials: Sequence[Material]) -> Iterator[_Use]:
+    for material in materials:
+        for path, spec in material.recipe.components():
+            yield _Use(material, path, spec)
+
+
+def _of_kind(subject: str, registration: Registration, uses: Sequence[_Use]) -> list[Check]:
+    """The checks of a component's own kind, as the first recipe that says enough names it."""
+    from mmssl.testing import backbone, dataset, modality, objective
+
+    kind = registration.kind
+    for use in uses:
+        keys = _keys(use)
+        if kind == "modalities" and len(keys) == 1:
+            return checks_of(
+                subject, modality.Case(use.material, use.spec, keys[0]), modality.TESTS
+            )
+        if kind == "backbones" and keys:
+            return checks_of(subject, backbone.Case(use.material, use.spec, keys), backbone.TESTS)
+        if kind == "datasets":
+            return checks_of(subject, dataset.Case(use.material, use.spec), dataset.TESTS)
+        if kind == "objectives" and use.path == ("objective",):
+            return checks_of(subject, objective.Case(use.material, use.spec), objective.TESTS)
+    return []
+
+
+def _keys(use: _Use) -> tuple[str, ...]:
+    """The recipe's modalities that a modality or backbone stands for.
+
+    One that is nested in another component, such as a tokenizer, stands under their keys, too, or
+    within something that does.
+    """
+    modalities = use.material.recipe.modalities
+    for word in reversed(use.path):
+        keys = tuple(str(word).split("+"))
+        if all(key in modalities for key in keys):
+            return keys
+    return ()
