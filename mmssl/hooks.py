@@ -38,6 +38,7 @@ import pluggy
 
 hookspec = pluggy.HookspecMarker("mmssl")
 hookimpl = pluggy.HookimplMarker("mmssl")
+"""Marks a function of a plugin's module as a hook; without it nothing calls the function."""
 
 
 class Register(Protocol):

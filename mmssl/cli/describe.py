@@ -1,6 +1,5 @@
 """``mmssl describe``: what a component is and which parameters it takes."""
 
-import inspect
 import textwrap
 from typing import Annotated
 
@@ -29,25 +28,17 @@ def describe(
       mmssl describe objective xdc
       mmssl describe backbone r2plus1d_18
     """
-    from mmssl.recipe.signature import parameters
+    from mmssl.recipe.signature import parameters, prose
     from mmssl.registry import SINGULAR, discover, which_kind
 
     component = discover().resolve(which_kind(kind), name)
     target = component.load()
     print(f"{SINGULAR[component.kind]} {component.name}, from {component.owner}\n")
-    prose, _, _ = (inspect.getdoc(target) or "").partition("\nArgs:")
-    print(prose.strip() + "\n")
+    print(prose(target) + "\n")
     found = parameters(target, component.kind)
     print("parameters:" if found else "It takes no parameters.")
     for parameter in found:
-        default = "required" if parameter.required else f"default {_yaml(parameter.default)}"
+        default = "required" if parameter.required else f"default {parameter.written_default}"
         print(f"  {parameter.name}: {parameter.expects}; {default}")
         if parameter.description:
             print(textwrap.indent(textwrap.fill(parameter.description, 88), "      "))
-
-
-def _yaml(value: object) -> str:
-    """A default as a recipe would write it."""
-    import json
-
-    return json.dumps(value, default=str)

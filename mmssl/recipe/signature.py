@@ -6,6 +6,7 @@ A class whose ``__init__`` ends in ``**others`` hands them on: it has its base's
 """
 
 import inspect
+import json
 import re
 import sys
 import types
@@ -73,6 +74,11 @@ class Parameter:
     def expects(self) -> str:
         """Its type in words: "a whole number > 0", "'sum' or 'mean'", "a dataset"."""
         return phrase(_translate(self.annotation)) or inspect.formatannotation(self.annotation)
+
+    @property
+    def written_default(self) -> str:
+        """Its default as a recipe would write it; empty where it has none."""
+        return "" if self.required else json.dumps(self.default, default=str)
 
 
 def parameters(target: Callable[..., Any], kind: str = "") -> list[Parameter]:
@@ -152,6 +158,11 @@ def _hints(function: Any, names: list[str]) -> dict[str, Any]:
 def summary(target: Callable[..., Any]) -> str:
     """The first paragraph of a component's docstring, as one line."""
     return " ".join((inspect.getdoc(target) or "").partition("\n\n")[0].split())
+
+
+def prose(target: Callable[..., Any]) -> str:
+    """A component's docstring up to its ``Args:``, empty where it has none."""
+    return (inspect.getdoc(target) or "").partition("\nArgs:")[0].strip()
 
 
 def _described(target: Callable[..., Any]) -> dict[str, str]:

@@ -1,0 +1,116 @@
+"""Examples of components, as the shipped recipes write them."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prose import fenced
+
+from mmssl.recipe.compose import shipped_recipes
+from mmssl.recipe.signature import Parameter, parameters
+from mmssl.recipe.yaml12 import Place, dump, parse
+from mmssl.registry import Registration
+
+#: Where each kind stands in a recipe.
+_PLACES = {
+    "modalities": ("modalities", "*"),
+    "backbones": ("backbones", "*"),
+    "evaluators": ("evaluations", "*"),
+    "optimizers": ("training", "optimizer"),
+    "schedules": ("training", "schedule"),
+    "objectives": ("objective",),
+    "launchers": ("launch",),
+}
+
+
+def example(component: Registration, used: dict[tuple[str, str], list[Any]]) -> Iterator[str]:
+    """How a shipped recipe names it, in the fewest words; else the least that may be written."""
+    found = used.get((component.kind, component.name), [])
+    if not found:
+        needed = [p for p in parameters(component.load(), component.kind) if p.required]
+        value: Any = {"use": component.name, **{p.name: _any(p) for p in needed}}
+        yield fenced(_in_place(component.kind, None, value), "yaml")
+        return
+    key, value, name, _ = min(found, key=lambda one: (len(one[1]) == 1, len(str(one[1])), one[2]))
+    yield fenced(_in_place(component.kind, key, value), "yaml")
+    names = list(dict.fromkeys(one[2] for one in found))
+    first = [n for n in [name, *names] if not n.split("/")[-1].startswith("_")] or [name]
+    shown = ", ".join(f"[{n}](../recipes/{recipe_page(n)})" for n in dict.fromkeys(first[:4]))
+    yield f"In recipes: {shown}{', …' if len(names) > 4 else ''}\n"
+
+
+def recipe_page(name: str) -> str:
+    """Where a shipped recipe is shown, below reference/recipes/."""
+    folder = Path(name).parent.as_posix()
+    page = "index" if folder == "." else folder.replace("/", "_")
+    return f"{page}.md#{name.replace('/', '-')}"
+
+
+def _any(parameter: Parameter) -> Any:
+    """Some value that a required parameter may have."""
+    words = parameter.expects
+    if choice := re.match(r"'([^']*)'", words):
+        return choice[1]
+    if words.startswith("a number"):
+        return 0.1
+    if words.startswith("a whole number"):
+        return 2
+    nested = {"a dataset": "folder", "a backbone": "r3d_18", "a modality": "video"}
+    return nested.get(words, "videos" if words.startswith("the path") else "...")
+
+
+def _in_place(kind: str, key: str | None, value: Any) -> str:
+    """A component at its place in a recipe, as YAML."""
+    if kind == "datasets":
+        return dump({"data": {"train": value}})
+    if kind in ("trackers", "callbacks"):
+        return dump({kind: [value]})
+    for part in reversed(_PLACES[kind]):
+        value = {(key or "name") if part == "*" else part: value}
+    return dump(value)
+
+
+def uses() -> dict[tuple[str, str], list[tuple[str | None, dict[str, Any], str, int]]]:
+    """By kind and name, how shipped recipes write components: key, mapping, recipe, order."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for order, (name, file) in enumerate(shipped_recipes()):
+        plain = parse(file.read_text(encoding="utf-8"), Place(str(file), 1)).python()
+        for kind, key, value in _named(plain):
+            found.setdefault((kind, value["use"]), []).append((key, value, name, order))
+    return found
+
+
+def _named(recipe: Any) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
+    """Every component that stands in a recipe's text: kind, key, mapping."""
+    for kind, path in _PLACES.items():
+        places: list[tuple[str | None, Any]] = [(None, recipe)]
+        for part in path:
+            places = [
+                (k if part == "*" else key, inner)
+                for key, value in places
+                if isinstance(value, dict)
+                for k, inner in value.items()
+                if part in ("*", k)
+            ]
+        for key, value in places:
+            yield from ((kind, key, spec) for spec in _mappings(value))
+    for value in recipe.get("trackers", ()):
+        yield from (("trackers", None, spec) for spec in _mappings(value))
+    yield from (("datasets", None, spec) for spec in _datasets(recipe))
+
+
+def _mappings(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, str):
+        yield {"use": value}
+    elif isinstance(value, dict) and isinstance(value.get("use"), str):
+        yield value
+
+
+def _datasets(recipe: Any) -> Iterator[dict[str, Any]]:
+    """Datasets, which stand under data and in evaluations."""
+    blocks = [recipe.get("data"), *(recipe.get("evaluations") or {}).values()]
+    for block in blocks:
+        for key in ("train", "validation", "test", "data"):
+            if isinstance(block, dict):
+                yield from _mappings(block.get(key))

@@ -1,0 +1,67 @@
+"""Links that leave docs/: they lead to a page of the site, or become the names of files.
+
+In a checkout they are links to files, which a reader there can open.
+"""
+
+import posixpath
+import re
+from collections.abc import Callable
+
+from examples import recipe_page
+
+_LINK = re.compile(r"(?<!!)\[(?P<text>[^\]\[]*(?:\[[^\]]*\][^\]\[]*)*)\]\((?P<to>[^)\s]+)\)")
+
+_PAGES = {
+    "README.md": "index.md",
+    "benchmarks/README.md": "benchmarks.md",
+    "benchmarks/": "benchmarks.md",
+    "mmssl/hooks.py": "reference/python/hooks.md",
+    "mmssl/contracts.py": "reference/python/contracts.md",
+    "mmssl/recipe/model.py": "reference/recipe.md",
+    "recipes/": "reference/recipes/index.md",
+}
+
+
+def rewritten(markdown: str, source: str, target: str, exists: Callable[[str], bool]) -> str:
+    """The Markdown with links that hold on the site.
+
+    Args:
+        markdown: a page's text.
+        source: the file it is from, relative to the repository's root.
+        target: the page's address below docs/.
+        exists: is there a page or file of this address below docs/?
+    """
+
+    def replace(found: re.Match[str]) -> str:
+        to, _, anchor = found["to"].partition("#")
+        if not to or "://" in to or to.startswith("mailto:"):
+            return found[0]
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), to))
+        page = _page(path + ("/" if to.endswith("/") else ""), exists)
+        if page is None:
+            return found["text"]
+        page, _, own = page.partition("#")
+        anchor = own or anchor
+        link = posixpath.relpath(page, posixpath.dirname(target) or ".")
+        return f"[{found['text']}]({link}{'#' * bool(anchor)}{anchor})"
+
+    parts = re.split(r"(^```.*?^```|``.+?``|`[^`\n]+`(?![^\[]*\]\())", markdown, flags=re.M | re.S)
+    return "".join(p if p.startswith("`") else _LINK.sub(replace, p) for p in parts)
+
+
+def _page(path: str, exists: Callable[[str], bool]) -> str | None:
+    """The page that shows a file of the repository, as an address below docs/."""
+    if path in _PAGES:
+        return _PAGES[path]
+    if path.startswith("docs/examples/"):
+        name = path.split("/")[2]
+        return f"example_plugins/{name}.md" if exists(f"example_plugins/{name}.md") else None
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    if path.startswith("recipes/"):
+        name = path.removeprefix("recipes/")
+        if name.endswith(".yaml"):
+            return f"reference/recipes/{recipe_page(name.removesuffix('.yaml'))}"
+        page = f"reference/recipes/{name.strip('/').replace('/', '_')}.md"
+        return page if exists(page) else None
+    return None

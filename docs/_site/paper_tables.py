@@ -1,0 +1,56 @@
+"""The papers' tables on their pages, from recipes/tables."""
+
+import re
+
+from examples import recipe_page
+from prose import code, escaped, fenced, plain, table
+
+from mmssl.pipeline.tables import PaperTable, load_table
+from mmssl.recipe.compose import shipped_tables
+
+_MARK = re.compile(r"^<!-- tables: (\w+) -->$", re.M)
+
+
+def filled(markdown: str) -> str:
+    """The Markdown with every table in place of ``<!-- tables: BEGINNING -->``."""
+    return _MARK.sub(
+        lambda found: "\n".join(
+            _shown(name, load_table(name))
+            for name, _ in shipped_tables()
+            if name.startswith(found[1])
+        ),
+        markdown,
+    )
+
+
+def _shown(name: str, found: PaperTable) -> str:
+    """One table: the paper's figures, and what measures each row."""
+    rows = []
+    for title, row in found.rows.items():
+        figures = [
+            "–" if (value := row.paper.get(column)) is None else f"{value:.{about.digits}f}"
+            for column, about in found.columns.items()
+        ]
+        recipe = (
+            f"[{row.recipe}](reference/recipes/{recipe_page(row.recipe)})" if row.recipe else "–"
+        )
+        rows.append([plain(title), *figures, recipe, ", ".join(map(code, _runs(row.run)))])
+    measured = [
+        [plain(column), code(about.metric), "lowest" if about.lowest else "highest"]
+        for column, about in found.columns.items()
+    ]
+    parts = [
+        f"### {plain(found.title)} {{ #{name} }}\n",
+        f"{escaped(found.source)}\n" if found.source else "",
+        table(["", *map(plain, found.columns), "recipe", "run"], rows),
+        f"{escaped(found.note)}\n" if found.note else "",
+        fenced(f"mmssl table {name}", "bash"),
+        table(["column", "evaluation and metric", "best is the"], measured),
+    ]
+    return "\n".join(filter(None, parts))
+
+
+def _runs(run: str | dict[str, str] | None) -> list[str]:
+    if run is None:
+        return []
+    return [run] if isinstance(run, str) else list(dict.fromkeys(run.values()))
