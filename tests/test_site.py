@@ -208,17 +208,28 @@ def test_pages_open_in_a_browser(scheme: str, seen: Any, site: Path) -> None:
             assert page.page.evaluate("document.documentElement.scrollWidth") <= 420, name
 
 
-def test_search_finds_a_page(seen: Any, site: Path) -> None:
-    """Served as any host of files does it."""
+def find(page: Any) -> None:
+    """Search for "xdc": the first page that is found is about it."""
+    page.fill(".md-search__input", "xdc")
+    first = page.locator(".md-search-result__link").first
+    first.wait_for(timeout=20_000)
+    assert "xdc" in first.get_attribute("href").lower()
+
+
+def test_search_finds_a_page_from_disk(seen: Any, site: Path) -> None:
+    with opened(seen, site / "concepts.html") as page:
+        find(page.page)
+        assert page.said == []
+
+
+def test_search_finds_a_page_that_is_served(seen: Any, site: Path) -> None:
+    """By any server of files."""
     handler = functools.partial(Quiet, directory=str(site))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         page = seen.new_page()
         page.goto(f"http://127.0.0.1:{server.server_address[1]}/concepts.html")
-        page.fill(".md-search__input", "xdc")
-        first = page.locator(".md-search-result__link").first
-        first.wait_for(timeout=20_000)
-        assert "xdc" in first.get_attribute("href").lower()
+        find(page)
         page.close()
         server.shutdown()
 

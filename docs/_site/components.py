@@ -83,12 +83,10 @@ def parameter_table(found: list[Parameter]) -> str:
     )
 
 
-_NESTED = re.compile(rf"\ban? ({'|'.join(SINGULAR[kind] for kind in KINDS)})\b")
+NESTED = re.compile(rf"\ban? ({'|'.join(SINGULAR[kind] for kind in KINDS)})\b")
 _PLURAL = {SINGULAR[kind]: kind for kind in KINDS}
 
 
 def linked(words: str, folder: str = "") -> str:
     """A type in words, in which "a dataset" leads to the datasets."""
-    return _NESTED.sub(
-        lambda found: f"[{found[0]}]({folder}{_PLURAL[found[1]]}.md)", escaped(words)
-    )
+    return NESTED.sub(lambda found: f"[{found[0]}]({folder}{_PLURAL[found[1]]}.md)", escaped(words))

@@ -79,6 +79,7 @@ def _drawn(markdown: str) -> str:
 
     def inline(found: re.Match[str]) -> str:
         drawing = (_ROOT / "docs" / found[2]).read_text(encoding="utf-8")
-        return re.sub(r"<\?xml.*?\?>|<style>.*?</style>|\n\s*", "", drawing, flags=re.S)
+        drawing = re.sub(r"<style>.*?</style>|\n", "", drawing, flags=re.S)
+        return f'<div class="drawing">{drawing}</div>'
 
     return _DRAWING.sub(inline, markdown)

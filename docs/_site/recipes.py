@@ -1,10 +1,10 @@
 """The reference of recipes: every field, and every recipe that comes with mmssl."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
-from components import linked
+from components import NESTED, linked
 from examples import recipe_page
 from prose import code, escaped, fenced, markdown, table
 from pydantic import BaseModel
@@ -12,8 +12,9 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from mmssl.recipe.compose import shipped_recipes
 from mmssl.recipe.model import Recipe
-from mmssl.recipe.signature import Parameter
+from mmssl.recipe.signature import Kind, Parameter
 from mmssl.recipe.typed import phrase
+from mmssl.registry import SINGULAR
 
 _COMPOSED = """Two more keys belong to a recipe's file and are gone from the recipe that a run
 keeps: `extends` names the recipes that it is laid over, and `sweep` the runs that it stands for.
@@ -57,22 +58,29 @@ def _fields() -> Iterator[str]:
             key = ".".join(filter(None, [path, name]))
             if nested:
                 todo.append((key, nested))
-            words = phrase(field.annotation, field.metadata) or "a component"
-            if name in _KINDS:
-                words = _KINDS[name]
+            words = _words(field.annotation, field.metadata)
             values = f"[{words}](#{key})" if nested else linked(words, "components/")
-            rows.append([code(name), values, _default(field), escaped(field.description or "")])
+            default = "the file's name" if key == "name" else _default(field)
+            rows.append([code(name), values, default, escaped(field.description or "")])
         yield table(["key", "values", "default", ""], rows)
 
 
-#: What phrases cannot say: mappings and lists of components.
-_KINDS = {
-    "modalities": "by key: a modality",
-    "backbones": "by key: a backbone",
-    "evaluations": "by name: an evaluator",
-    "trackers": "a list: a tracker",
-    "callbacks": "a list: a callback",
-}
+def _words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """What a field holds, in words; of mappings and lists of components, which."""
+    if get_origin(annotation) is Annotated:
+        annotation, *more = get_args(annotation)
+        return _words(annotation, [*more, *metadata])
+    for item in metadata:
+        if isinstance(item, Kind):
+            one = SINGULAR[item.kind]
+            return f"{'an' if one[0] in 'aeiou' else 'a'} {one}"
+    inner = [_words(part) for part in get_args(annotation)]
+    if any(NESTED.search(word) for word in inner):
+        origin = get_origin(annotation)
+        if origin is dict:
+            return f"a mapping: {inner[1]} each"
+        return f"a list: {inner[0]} each" if origin is list else " or ".join(inner)
+    return phrase(annotation, metadata) or "text"
 
 
 def _default(field: Any) -> str:
