@@ -19,7 +19,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 def _generated() -> dict[str, tuple[str, str]]:
     """By address below docs/: where the page is from, relative to the root, and its Markdown."""
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for part in (components, recipes, commands):
         found |= {address: (f"docs/{address}", text) for address, text in part.pages()}
     files = {"benchmarks.md": _ROOT / "benchmarks" / "README.md"}

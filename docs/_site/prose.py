@@ -41,7 +41,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def markdown(docstring: str) -> str:
     """A docstring: paragraphs, lists, and what is indented behind ``::`` as code."""
-    blocks, literal = [], False
+    blocks: list[str] = []
+    literal = False
     for block in re.split(r"\n{2,}", docstring.strip("\n")):
         if literal and block.startswith(" "):
             if blocks and blocks[-1].startswith("```"):  # the code goes on behind an empty line
