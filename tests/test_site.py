@@ -210,8 +210,9 @@ def test_pages_open_in_a_browser(scheme: str, seen: Any, site: Path) -> None:
 
 def find(page: Any) -> None:
     """Search for "xdc": the first page that is found is about it."""
-    page.get_by_text("Type to start searching").wait_for(state="attached", timeout=20_000)
-    page.fill(".md-search__input", "xdc")
+    box = page.locator(".md-search__input")
+    box.click()
+    box.press_sequentially("xdc")
     first = page.locator(".md-search-result__link").first
     first.wait_for(timeout=20_000)
     assert "xdc" in first.get_attribute("href").lower()
