@@ -56,10 +56,10 @@ def slow(net: AVBert, x: dict[str, Tensor], has: str) -> tuple[dict, dict]:
         everything = torch.ones(1, len(rows), dtype=torch.bool)
         return net.transformers[name](rows[None], everything, turned)[0]
 
-    names = [name for name in NAMES if name[0] in has]
+    names = [name for name in net.names if name[0] in has]
     y = {name: [net.streams[name].bos, *x[name]] for name in names}
     unimodal, multimodal = {}, {}
-    if "video" in net.transformers:
+    if net.names[0] in net.transformers:
         for name in names:
             u = [row + net.places[name].time[t] for t, row in enumerate(y[name])]
             unimodal[name] = y[name] = through(name, normed(name, u))

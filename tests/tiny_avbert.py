@@ -1,5 +1,6 @@
 """AVBert as small as it comes, inputs for it, and a recipe."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ def avbert(**changed: Any) -> AVBert:
     sizes = {"dim": 12, "layers": 2, "heads": 3, "hidden": 16, "rank": 5}
     frames = {"video_frames": 2, "audio_frames": 8, "length": 3}
     cnns = {"video_cnn": r3d_18(width=0.125), "audio_cnn": ResNet18Audio(width=0.125)}
-    return AVBert(**cnns, **(frames | sizes | {"dropout": 0.0, "init_std": 0.3} | changed))
+    return AVBert(**(cnns | frames | sizes | {"dropout": 0.0, "init_std": 0.3} | changed))
 
 
 def clips(rows: int, length: int = 3) -> dict[str, Tensor]:
@@ -27,9 +28,9 @@ def clips(rows: int, length: int = 3) -> dict[str, Tensor]:
     }
 
 
-def present(*rows: str) -> dict[str, Tensor]:
-    """Masks of rows such as "va", "v" and the empty one."""
-    return {name: torch.tensor([name[0] in row for row in rows]) for name in NAMES}
+def present(*rows: str, names: Sequence[str] = NAMES) -> dict[str, Tensor]:
+    """Masks of rows such as "va", "v" and the empty one, by names' first letters."""
+    return {name: torch.tensor([name[0] in row for row in rows]) for name in names}
 
 
 RECIPE = """\

@@ -3,14 +3,14 @@
 ======================  =====================  ==========================================
 name                    modality kinds         network
 ======================  =====================  ==========================================
-``avbert``              video and audio        two CNNs, two unimodal Transformers and a
-                                               multimodal one, for long sequences of clips
+``avbert``              video and audio, or    CNNs, a unimodal Transformer for each modality
+                        any two and more       and a multimodal one, for long sequences of clips
 ======================  =====================  ==========================================
 
 Its pretraining is the objective ``avbert``: masked embeddings (MEP), told from negatives that are
 drawn by their content (CANS), and correct pairs (CPP).
 
-The backbone is joint: its key in a recipe is ``video+audio``. Its low-rank linear maps, whose
+The backbone is joint: its key in a recipe is ``video+audio``, or such as ``video+audio+imu``. Its low-rank linear maps, whose
 rotations stay orthogonal, are `mmssl_avbert.low_rank` and serve any Transformer.
 """
 

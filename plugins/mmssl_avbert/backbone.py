@@ -16,22 +16,32 @@ Transformer of its modality; or all, with another choice of what stands for a se
 
 A spectrogram of the whole sequence has some frames more or fewer than T·Ta: windows reach beyond
 its end, and hops seldom divide a second. Clips of Ta frames begin at equal distances in it.
+
+Further modalities, or others, join as these do: each by a CNN and a Transformer of its own, and by
+its sequence among those that h_AV sees together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mmssl import Backbone, Features
 from mmssl.errors import UserError
 from mmssl.training.encoders import Encoders
 from mmssl_avbert.low_rank import rotations
 from mmssl_avbert.orthogonal import Method
+from mmssl_avbert.streams import (
+    MODALITIES,
+    MULTIMODAL,
+    TIME_AXIS,
+    Places,
+    Stream,
+    check_further,
+)
 from mmssl_avbert.transformer import Sharing, transformers
 
 Fusion = Literal["early", "mid", "late"]
@@ -39,11 +49,6 @@ Pooled = Literal["cnn", "unimodal", "multimodal"]
 Positive = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-MODALITIES = ("video", "audio")
-MULTIMODAL = "multimodal"
-_TIME_AXIS = {"video": 2, "audio": 3}
-_NORM_EPS = 1e-12  # as released
 
 
 @dataclass(kw_only=True)
@@ -57,89 +62,12 @@ class SequenceFeatures(Features):
     embeddings: Tensor
 
 
-class Stream(nn.Module):
-    """What AVBert does to one modality before any Transformer.
-
-    Args:
-        modality: "video" or "audio".
-        dim: of what its CNN gives.
-        model_dim: D.
-        frames: of a clip.
-        length: clips of the longest sequence.
-        init_std: standard deviation of what learned vectors begin with.
-    """
-
-    def __init__(
-        self, modality: str, dim: int, model_dim: int, frames: int, length: int, init_std: float
-    ) -> None:
-        super().__init__()
-        self.modality = modality
-        self.frames = frames
-        self.length = length
-        self.glue = nn.Sequential(nn.Linear(dim, model_dim), nn.LayerNorm(model_dim, eps=_NORM_EPS))
-        self.bos = nn.Parameter(torch.empty(model_dim).normal_(0, init_std))
-        self.mask = nn.Parameter(torch.empty(model_dim).normal_(0, init_std))
-
-    def clips(self, sequence: Tensor) -> int:
-        """T of sequences; of sound, whose hop seldom divides a clip, the nearest.
-
-        Raises:
-            ValueError: they are no whole clips, or too long.
-        """
-        frames, size = sequence.shape[_TIME_AXIS[self.modality]], self.frames
-        video = self.modality == "video"
-        length = frames // size if video else round(frames / size)
-        whole = frames == length * size if video else frames >= size
-        if not whole or not 1 <= length <= self.length:
-            raise ValueError(
-                f"{frames} frames of {self.modality} are not 1 to {self.length} clips (length) of "
-                f"{size} ({self.modality}_frames)"
-            )
-        return length
-
-    def cut(self, sequence: Tensor, length: int) -> Tensor:
-        """``[B, ...]`` to ``[B·T, ...]``, clips that begin at equal distances."""
-        axis = _TIME_AXIS[self.modality]
-        last = sequence.shape[axis] - self.frames
-        starts = [round(last * t / max(1, length - 1)) for t in range(length)]
-        clips = [sequence.narrow(axis, start, self.frames) for start in starts]
-        return torch.stack(clips, 1).flatten(0, 1)
-
-    def begun(self, x: Tensor, masked: Tensor | None = None) -> Tensor:
-        """``[B, T, D]`` with masked clips replaced, behind BOS: ``[B, 1 + T, D]``."""
-        if masked is not None:
-            x = torch.where(masked[..., None], self.mask.to(x.dtype), x)
-        return torch.cat([self.bos.to(x.dtype).expand(len(x), 1, -1), x], 1)
-
-
-class Places(nn.Module):
-    """``LayerNorm(x + p)`` with a Transformer's time embeddings p.
-
-    Args:
-        length: clips of the longest sequence.
-        dim: D.
-        dropout: probability.
-        init_std: standard deviation of what p begins with.
-    """
-
-    def __init__(self, length: int, dim: int, dropout: float, init_std: float) -> None:
-        super().__init__()
-        self.time = nn.Parameter(torch.empty(1 + length, dim).normal_(0, init_std))
-        self.norm = nn.LayerNorm(dim, eps=_NORM_EPS)
-        self.dropout = dropout
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x [B, 1 + T, D]``, and the same of it."""
-        y = self.norm(x + self.time[: x.shape[1]])
-        return functional.dropout(y, self.dropout, self.training)
-
-
 @dataclass
 class Contextualised:
     """What Transformers make of embeddings: by modality, the summary and T clips.
 
     Attributes:
-        unimodal: ``[B, 1 + T, D]``, outputs of g_V and g_A; empty with early fusion.
+        unimodal: ``[B, 1 + T, D]``, outputs of g_V, g_A and others; empty with early fusion.
         multimodal: ``[B, 1 + T, D]``, outputs of h_AV; empty with late fusion.
     """
 
@@ -150,16 +78,26 @@ class Contextualised:
 class AVBert(Backbone):
     """AVBert: two CNNs, and Transformers that share parameters; the recipe's key is video+audio.
 
-    Any combination of modalities may be absent. With the defaults the Transformers have 3 843 840
-    parameters, where 127 581 696 would not be shared; rotations are trained at a tenth of the
-    learning rate by a group of the pattern ``*.skew``.
+    With CNNs of further modalities the key names them, too, such as video+audio+imu: each has a
+    Transformer of its own, and the multimodal one sees all sequences. Any combination of
+    modalities may be absent from a sample.
+
+    With the defaults the Transformers have 3 843 840 parameters, where 127 581 696 would not be
+    shared; rotations are trained at a tenth of the learning rate by a group of the pattern
+    ``*.skew``.
 
     Args:
-        video_cnn: encodes ``[n, 3, video_frames, H, W]``, such as ``slowfast_r50``.
-        audio_cnn: encodes ``[n, 1, F, audio_frames]``, such as ``resnet50_half_audio``.
+        video_cnn: encodes ``[n, 3, video_frames, H, W]``, such as ``slowfast_r50``; null where the
+            key has no video.
+        audio_cnn: encodes ``[n, 1, F, audio_frames]``, such as ``resnet50_half_audio``; null where
+            the key has no audio.
         video_frames: frames of a clip, Tf; 32 in the paper's table 3, 16 in its text.
         audio_frames: frames of a clip's log-mel spectrogram, Ta.
         length: clips of the longest sequence; shorter ones, with T below, are taken as well.
+        further: CNNs of further modalities, by their names in the key.
+        further_frames: frames of a clip of each of them.
+        further_axes: the dimension along which frames of a further modality follow each other: 1
+            for the first of its clips' shape; the last one where it is left out.
         dim: D.
         layers: L; fusion early and late have Transformers of 2L layers.
         heads: of the attention; they divide D.
@@ -175,7 +113,7 @@ class AVBert(Backbone):
             torch's; cayley, Cayley's map.
         dropout: probability, of embeddings, attention weights and the attention's output.
         modality_embeddings: tell the multimodal Transformer which tokens are seen and which are
-            heard (without: 67.1 where with them it is 67.5 %, B.5).
+            heard, or else sensed (without: 67.1 where with them it is 67.5 %, B.5).
         pooled: what stands for a sequence: the summary by the multimodal or the unimodal
             Transformer, or the mean of the CNN's embeddings; by default of the last Transformer
             that there is.
@@ -183,17 +121,21 @@ class AVBert(Backbone):
             modality) begin with.
     """
 
-    modalities = frozenset(MODALITIES)
+    # Of an instance: those that its CNNs serve.
+    modalities: frozenset[str] | Literal["any"] = "any"
     joint = True
 
     def __init__(
         self,
         *,
-        video_cnn: Backbone,
-        audio_cnn: Backbone,
+        video_cnn: Backbone | None = None,
+        audio_cnn: Backbone | None = None,
         video_frames: Positive = 32,
         audio_frames: Positive = 220,
         length: Positive = 30,
+        further: dict[str, Backbone] | None = None,
+        further_frames: dict[str, Positive] | None = None,
+        further_axes: dict[str, Positive] | None = None,
         dim: Positive = 768,
         layers: Positive = 6,
         heads: Positive = 12,
@@ -208,33 +150,48 @@ class AVBert(Backbone):
         init_std: Deviation = 0.01,
     ) -> None:
         super().__init__()
-        cnns = {"video": video_cnn, "audio": audio_cnn}
+        own = {"video": video_cnn, "audio": audio_cnn}
+        cnns = {name: cnn for name, cnn in own.items() if cnn is not None}
         for name, cnn in cnns.items():
             if cnn.joint or (cnn.modalities != "any" and name not in cnn.modalities):
                 raise UserError(f"{name}_cnn: {type(cnn).__name__} is no network for {name} alone")
+        kinds: list[frozenset[str] | Literal["any"]] = [frozenset({name}) for name in cnns]
+        frames = {"video": video_frames, "audio": audio_frames}
+        if further:
+            kinds += [cnn.modalities for cnn in further.values()]
+        check_further(further or {}, further_frames or {}, further_axes or {})
+        cnns, frames = cnns | (further or {}), frames | (further_frames or {})
+        axes = TIME_AXIS | (further_axes or {})
+        if len(cnns) < 2:
+            raise UserError(
+                f"has the CNN of {' '.join(cnns) or 'no modality'} alone: it takes two modalities "
+                "or more (video_cnn, audio_cnn, further)"
+            )
+        #: The modalities, in the order of their parameters.
+        self.names = tuple(cnns)
+        self.modalities = "any" if "any" in kinds else frozenset().union(*kinds)
         if dim % heads:
             raise UserError(f"heads: {heads} do not divide {dim} dimensions (dim)")
-        unimodal = () if fusion == "early" else MODALITIES
+        unimodal = () if fusion == "early" else self.names
         multimodal = () if fusion == "late" else (MULTIMODAL,)
         if (pooled, fusion) in (("unimodal", "early"), ("multimodal", "late")):
             raise UserError(f"pooled: fusion {fusion} has no {pooled} Transformer: leave it out")
         self.dim = dim
         self.pooled = pooled or ("multimodal" if multimodal else "unimodal")
         # Keeps absent clips away from the CNNs' batch norms, of all ranks.
-        self.cnns = Encoders(cnns, list(MODALITIES))
-        frames = {"video": video_frames, "audio": audio_frames}
+        self.cnns = Encoders(cnns, list(self.names))
         self.streams = nn.ModuleDict(
             {
-                name: Stream(name, cnn.dim, dim, frames[name], length, init_std)
+                name: Stream(name, cnn.dim, dim, frames[name], length, init_std, axes.get(name))
                 for name, cnn in cnns.items()
             }
         )
         self.places = nn.ModuleDict(
             {name: Places(length, dim, dropout, init_std) for name in (*unimodal, *multimodal)}
         )
-        named = MODALITIES if multimodal and modality_embeddings else ()
+        told = self.names if multimodal and modality_embeddings else ()
         self.modality = nn.ParameterDict(
-            {name: torch.empty(dim).normal_(0, init_std) for name in named}
+            {name: torch.empty(dim).normal_(0, init_std) for name in told}
         )
         self.transformers = transformers(
             dict.fromkeys((*unimodal, *multimodal), layers if fusion == "mid" else 2 * layers),
@@ -256,7 +213,8 @@ class AVBert(Backbone):
         """Encode sequences; what is absent has zeros.
 
         Args:
-            clips: ``video [B, 3, T·Tf, H, W]`` and ``audio [B, 1, F, n]``, n/Ta rounding to T.
+            clips: ``video [B, 3, T·Tf, H, W]`` and ``audio [B, 1, F, n]``, n/Ta rounding to T; of
+                further modalities as many frames as round to T clips of theirs.
             present: ``[B]`` bool by modality, on the CPU.
 
         Returns:
@@ -264,7 +222,7 @@ class AVBert(Backbone):
             depth, and ``embeddings [B, T, D]``.
 
         Raises:
-            ValueError: sequences are no whole clips, too long, or not as many clips of both.
+            ValueError: sequences are no whole clips, too long, or not as many clips of all.
         """
         return self.features(clips, present, self.pooled)
 
@@ -288,19 +246,19 @@ class AVBert(Backbone):
     def subnetworks(self) -> dict[str, Backbone]:
         """Parts that stand alone, as far as this fusion has them.
 
-        ``video_cnn`` and ``audio_cnn``: a CNN, of clips of any length. ``video_transformer`` and
-        ``audio_transformer``: a CNN and the Transformer of its modality, of sequences.
-        ``cnn``, ``unimodal`` and ``multimodal``: both modalities, with that choice of `pooled`.
+        ``video_cnn``, ``audio_cnn`` and so on: a CNN, of clips of any length.
+        ``video_transformer`` and so on: a CNN and the Transformer of its modality, of sequences.
+        ``cnn``, ``unimodal`` and ``multimodal``: all modalities, with that choice of `pooled`.
         """
         found: dict[str, Backbone] = {}
-        for name in MODALITIES:
+        for name in self.names:
             cnn = self.cnns.backbones[name]
             assert isinstance(cnn, Backbone)
             found[f"{name}_cnn"] = cnn
             if name in self.transformers:
                 found[f"{name}_transformer"] = OneModality(self, name)
         kinds: list[Pooled] = ["cnn"]
-        kinds += ["unimodal"] if "video" in self.transformers else []
+        kinds += ["unimodal"] if self._unimodal else []
         kinds += ["multimodal"] if MULTIMODAL in self.transformers else []
         return found | {kind: Pooling(self, kind) for kind in kinds}
 
@@ -316,15 +274,18 @@ class AVBert(Backbone):
         Returns:
             ``[B, T, D]`` by modality.
         """
-        if set(clips) != set(MODALITIES):
-            raise ValueError(f"takes the modalities video and audio, not {' and '.join(clips)}")
-        lengths = {name: self.stream(name).clips(clips[name]) for name in MODALITIES}
-        if len(set(lengths.values())) > 1:
-            raise ValueError("of video there are {video} clips, of audio {audio}".format(**lengths))
-        length = lengths["video"]
+        if set(clips) != set(self.names):
+            takes = _listed(self.names)
+            raise ValueError(f"takes the modalities {takes}, not {_listed(list(clips))}")
+        lengths = {name: self.stream(name).clips(clips[name]) for name in self.names}
+        length = lengths[self.names[0]]
+        if any(other != length for other in lengths.values()):
+            first, *others = (f"of {name} there are {n} clips" for name, n in lengths.items())
+            rest = (other.replace(" there are", "").removesuffix(" clips") for other in others)
+            raise ValueError(", ".join([first, *rest]))
         features: dict[str, Features] = self.cnns(
-            {name: self.stream(name).cut(clips[name], length) for name in MODALITIES},
-            {name: present[name].repeat_interleave(length) for name in MODALITIES},
+            {name: self.stream(name).cut(clips[name], length) for name in self.names},
+            {name: present[name].repeat_interleave(length) for name in self.names},
         )
         return {
             name: _kept(
@@ -346,20 +307,20 @@ class AVBert(Backbone):
             embeddings: ``[B, T, D]`` by modality, as `embed` returns them.
             present: ``[B]`` bool by modality; nothing attends to what is absent.
             masked: ``[B, T]`` bool, clips whose embedding is replaced by the modality's mask
-                vector, in both modalities; none by default.
+                vector, in all modalities; none by default.
         """
         turned = rotations(self.transformers)
         keep = {name: present[name].to(x.device) for name, x in embeddings.items()}
         sequences = {name: self.stream(name).begun(x, masked) for name, x in embeddings.items()}
         unimodal = {}
-        if "video" in self.transformers:
+        if self._unimodal:
             for name, x in sequences.items():
                 attended = keep[name][:, None].expand(x.shape[:2])
                 y = self.transformers[name](self.places[name](x), attended, turned)
                 unimodal[name] = _kept(y, keep[name])
         if MULTIMODAL not in self.transformers:
             return Contextualised(unimodal, {})
-        names = list(MODALITIES)
+        names = self.names
         below = unimodal or sequences
         told = [below[n] + self.modality[n] if self.modality else below[n] for n in names]
         joined = torch.cat([self.places[MULTIMODAL](x) for x in told], 1)
@@ -370,6 +331,11 @@ class AVBert(Backbone):
             unimodal, {n: _kept(part, keep[n]) for n, part in zip(names, parts, strict=True)}
         )
 
+    @property
+    def _unimodal(self) -> bool:
+        """Has each modality a Transformer of its own?"""
+        return self.names[0] in self.transformers
+
     def stream(self, name: str) -> Stream:
         """What is done to a modality before any Transformer."""
         stream = self.streams[name]
@@ -378,18 +344,20 @@ class AVBert(Backbone):
 
 
 class OneModality(Backbone):
-    """A CNN and the Transformer behind it, which see and hear nothing of the other modality.
+    """A CNN and the Transformer behind it, which know nothing of the other modalities.
 
     Args:
         whole: the network that it is a part of.
-        modality: "video" or "audio".
+        modality: one of its names.
     """
 
     def __init__(self, whole: AVBert, modality: str) -> None:
         super().__init__()
-        self.modalities = frozenset({modality})
         self.dim = whole.dim
-        self.cnn = whole.cnns.backbones[modality]
+        cnn = whole.cnns.backbones[modality]
+        assert isinstance(cnn, Backbone)
+        self.modalities = frozenset({modality}) if modality in MODALITIES else cnn.modalities
+        self.cnn = cnn
         self.stream = whole.stream(modality)
         self.place = whole.places[modality]
         self.transformer = whole.transformers[modality]
@@ -417,11 +385,11 @@ class Pooling(Backbone):
         pooled: the choice.
     """
 
-    modalities = frozenset(MODALITIES)
     joint = True
 
     def __init__(self, whole: AVBert, pooled: Pooled) -> None:
         super().__init__()
+        self.modalities = whole.modalities
         self.dim = whole.dim
         self.whole = whole
         self.pooled: Pooled = pooled
@@ -434,3 +402,8 @@ class Pooling(Backbone):
 def _kept(x: Tensor, rows: Tensor) -> Tensor:
     """``x [B, N, D]`` with zeros in other rows, which pass no gradient on."""
     return torch.where(rows[:, None, None], x, x.new_zeros(()))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """``video, audio and imu``."""
+    return " and ".join([*filter(None, [", ".join(names[:-1])]), *names[-1:]])

@@ -11,9 +11,13 @@ h_AV for both modalities; negatives are of the positive's modality, the same for
 the outputs of the masked sequences, for which Transformers run once; its classifiers have a hidden
 layer, since a linear one is a sum over the two halves of a pair and could not tell which belong
 together. Whether a wrong pair of h_AV has been seen together by it is ``wrong_pairs``.
+
+With M modalities, which the paper has not, there are M + 1 terms of MEP and a classifier of CPP for
+each pair of them. A modality stands in M - 1 pairs, by which their terms are divided.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import Annotated, Literal
 
 import torch
@@ -25,10 +29,11 @@ from mmssl.data.draws import Draws
 from mmssl.errors import UserError
 from mmssl.training import distributed
 from mmssl.training.encoders import Encoders
-from mmssl_avbert.backbone import MODALITIES, MULTIMODAL, AVBert, SequenceFeatures
+from mmssl_avbert.backbone import AVBert, SequenceFeatures
 from mmssl_avbert.masked import Compatibility, info_nce, masked_positions, nearest
 from mmssl_avbert.negatives import Interval, drawn, weights
 from mmssl_avbert.pairing import pair_loss, partners
+from mmssl_avbert.streams import MULTIMODAL, UNIMODAL
 
 Negatives = Literal["sequence", "minibatch", "cans_similar", "cans_dissimilar"]
 Pool = Literal["rank", "global"]
@@ -36,8 +41,7 @@ Wrong = Literal["outputs", "inputs"]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-UNIMODAL = "unimodal"
+Pair = tuple[str, str]
 
 
 class AVBertPretraining(Objective):
@@ -45,16 +49,17 @@ class AVBertPretraining(Objective):
 
     Transformers that a backbone's fusion lacks have no terms: with early only the multimodal one
     is trained, with late only the unimodal ones. A sample counts in the terms whose modalities it
-    has: CPP and the derangement take those that have both, and need two of them.
+    has: CPP and the derangement take those that have both, and need two of them. Of more than two
+    modalities all pairs are predicted.
 
     The backbone's features are those of unmasked clips, which no term uses: with its
     ``pooled: cnn`` Transformers run once in a step and not twice.
 
     Logs the terms: ``video/mep``, ``audio/mep`` and ``multimodal/mep``, of a sequence the sum over
     its masked clips, ``unimodal/cpp`` and ``multimodal/cpp``, each the sum over summaries and
-    positions. Of each term also the ``accuracy``: the share of masked clips whose own embedding has
-    a higher score than any negative, and of pairs that are judged rightly, half of which belong
-    together.
+    positions; of more than two modalities ``unimodal/video-audio/cpp`` and so on. Of each term also
+    the ``accuracy``: the share of masked clips whose own embedding has a higher score than any
+    negative, and of pairs that are judged rightly, half of which belong together.
 
     Args:
         masking: share of a sequence's clips that are masked, at least one; not in the paper.
@@ -74,14 +79,14 @@ class AVBertPretraining(Objective):
             it: 66.9 %).
         wrong_pairs: of the multimodal Transformer, which sees both halves of a pair: its outputs
             for two right sequences, a half of each (outputs), or those for video with another's
-            sound, for which Transformers run once more (inputs). The paper exchanges "the input
-            mini-batch", and classifies pairs of outputs.
+            sound, for which Transformers run once more, for each pair (inputs). The paper
+            exchanges "the input mini-batch", and classifies pairs of outputs.
         alpha: weight of CPP.
         hidden: dimensions between the two layers of scoring functions and classifiers.
         projection: P, dimensions in which scoring functions compare.
         first: a modality whose CNN and Transformer are trained alone in a first round, on their
             term of MEP, and stay as they are in a second one, which trains the rest (audio: 62.8,
-            video: 63.1 where all are trained together 67.5 %, B.6). What Transformers share of
+            video: 63.1, where all are trained together 67.5 %, B.6). What Transformers share of
             their parameters stays as it is with them.
         init_std: standard deviation of what linear maps begin with.
     """
@@ -103,7 +108,7 @@ class AVBertPretraining(Objective):
         alpha: Weight = 1.0,
         hidden: Positive = 768,
         projection: Positive = 256,
-        first: Literal["video", "audio"] | None = None,
+        first: str | None = None,
         init_std: Weight = 0.01,
     ) -> None:
         super().__init__()
@@ -133,7 +138,7 @@ class AVBertPretraining(Objective):
         self.classifiers = nn.ModuleDict()
 
     def build(self, encoders: Encoders) -> None:
-        """A scoring function for each Transformer, and two classifiers.
+        """A scoring function for each Transformer, and a classifier for each pair of modalities.
 
         Raises:
             UserError: the backbone is another, or has no Transformer that would be trained.
@@ -143,7 +148,11 @@ class AVBertPretraining(Objective):
             raise UserError("objective: avbert trains the backbone avbert, of video+audio")
         self._backbone = (backbone,)  # a tuple: its parameters are the encoders'
         dim, hidden = backbone.dim, self._hidden
+        self._names = backbone.names
         names = list(backbone.transformers)
+        if self._first is not None and self._first not in self._names:
+            there = ", ".join(self._names)
+            raise UserError(f"objective.first: there is no modality {self._first!r}, only {there}")
         if self._first is not None and self._first not in names:
             raise UserError(
                 "objective.first: this backbone's fusion has no Transformer of one modality"
@@ -157,8 +166,9 @@ class AVBertPretraining(Objective):
             )
         scored = [n for n in names if self._mep and (n != MULTIMODAL or self._mep_multimodal)]
         kinds = dict.fromkeys(MULTIMODAL if n == MULTIMODAL else UNIMODAL for n in names)
-        judged = [kind for kind in kinds if self._cpp]
-        if not scored and not judged:
+        #: By classifier whose outputs it is told, and of which modalities.
+        self._judged = _judged(kinds, self._names) if self._cpp else {}
+        if not scored and not self._judged:
             raise UserError(
                 "objective: this backbone's fusion has the multimodal Transformer alone: "
                 "mep_multimodal must be on, or cpp"
@@ -168,8 +178,8 @@ class AVBertPretraining(Objective):
         )
         self.classifiers = nn.ModuleDict(
             {
-                kind: nn.Sequential(nn.Linear(2 * dim, hidden), nn.GELU(), nn.Linear(hidden, 1))
-                for kind in judged
+                name: nn.Sequential(nn.Linear(2 * dim, hidden), nn.GELU(), nn.Linear(hidden, 1))
+                for name in self._judged
             }
         )
         for layer in self.modules():
@@ -215,13 +225,13 @@ class AVBertPretraining(Objective):
                 "(training.batch_size), or set pool: global, or cpp: false"
             )
         embeddings = {}
-        for name in MODALITIES:
+        for name in self._names:
             found = features[name]
             assert isinstance(found, SequenceFeatures)
             embeddings[name] = found.embeddings.float()
         device = batch.seeds.device
-        present = {name: batch.present[name].to(device) for name in MODALITIES}
-        length = embeddings["video"].shape[1]
+        present = {name: batch.present[name].to(device) for name in self._names}
+        length = embeddings[self._names[0]].shape[1]
         positions = masked_positions(Draws(batch.seeds, "mask").uniform(length), self._masking)
         masked = torch.zeros(len(batch), length, dtype=torch.bool, device=device)
         if self._mep:
@@ -253,7 +263,8 @@ class AVBertPretraining(Objective):
             there = self._gather(present[name].float()) > 0
             targets[name] = pool.flatten(0, 1)
             negatives[name] = self._drawn(name, seeds, pool.detach(), there, positions)
-        positive = self._rows(seeds)[:, None] * embeddings["video"].shape[1] + positions
+        length = embeddings[self._names[0]].shape[1]
+        positive = self._rows(seeds)[:, None] * length + positions
         for transformer, score in self.scores.items():
             if self._alone and transformer != self._first:
                 continue
@@ -323,43 +334,46 @@ class AVBertPretraining(Objective):
     ) -> None:
         """Add the classifiers' loss on right and wrong pairs."""
         draws = Draws(seeds, "pairs")
-        whole = self._gather((present["video"] & present["audio"]).float()) > 0
-        circle = partners(self._gather(draws.uniform()), whole)
-        own = self._rows(seeds)
-        partner = circle[own]
-        used = whole[own] & (partner != own)
+        circle = self._gather(draws.uniform())
         length = masked.shape[1]
-        positions = 1 + (draws.uniform(2) * length).long().clamp(max=length - 1)
-        for kind, classifier in self.classifiers.items():
-            pairs = self._pairs(outputs[kind], positions)
+        places = 1 + (draws.uniform(len(self._names)) * length).long().clamp(max=length - 1)
+        positions = dict(zip(self._names, places.split(1, 1), strict=True))
+        own = self._rows(seeds)
+        for name, classifier in self.classifiers.items():
+            kind, pair = self._judged[name]
+            one, other = pair
+            whole = self._gather((present[one] & present[other]).float()) > 0
+            partner = partners(circle, whole)[own]
+            used = whole[own] & (partner != own)
+            pairs = self._pairs(outputs[kind], pair, positions)
             if kind == MULTIMODAL and self._exchange_inputs:
-                sound = self._gather(embeddings["audio"])[partner]
-                heard = self._gather(present["audio"].float())[partner] > 0
+                strange = self._gather(embeddings[other])[partner]
+                there = self._gather(present[other].float())[partner] > 0
                 strangers = self._backbone[0].contextualise(
-                    {"video": embeddings["video"], "audio": sound},
-                    {"video": present["video"], "audio": heard},
-                    masked,
+                    embeddings | {other: strange}, present | {other: there}, masked
                 )
-                others = self._pairs(strangers.multimodal, positions)
+                others = self._pairs(strangers.multimodal, pair, positions)
             else:
-                others = [(video, self._gather(audio)[partner]) for video, audio in pairs]
+                others = [(left, self._gather(right)[partner]) for left, right in pairs]
             summed = torch.zeros((), device=seeds.device)
             correct = torch.zeros((), device=seeds.device)
-            for pair, other in zip(pairs, others, strict=True):
-                right, wrong = _judge(classifier, *pair), _judge(classifier, *other)
-                summed = summed + (pair_loss(right, wrong) * used).sum()
-                correct = correct + (((right > 0).float() + (wrong <= 0).float()) * used).sum()
-            self._add(losses, f"{kind}/cpp", summed, used, self._alpha)
-            count = losses.counts[f"{kind}/cpp"]
-            self._tell(losses, f"{kind}/cpp_accuracy", correct / (2 * len(pairs)), count)
+            for right, wrong in zip(pairs, others, strict=True):
+                true, false = _judge(classifier, *right), _judge(classifier, *wrong)
+                summed = summed + (pair_loss(true, false) * used).sum()
+                correct = correct + (((true > 0).float() + (false <= 0).float()) * used).sum()
+            self._add(losses, f"{name}/cpp", summed, used, self._alpha / (len(self._names) - 1))
+            count = losses.counts[f"{name}/cpp"]
+            self._tell(losses, f"{name}/cpp_accuracy", correct / (2 * len(pairs)), count)
 
-    def _pairs(self, outputs: dict[str, Tensor], positions: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Of video and audio the summaries ``[B, D]``, and those at ``positions [B, 2]``."""
-        video, audio = (outputs[name].float() for name in MODALITIES)
-        pairs = [(video[:, 0], audio[:, 0])]
+    def _pairs(
+        self, outputs: dict[str, Tensor], pair: Pair, positions: dict[str, Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Of two modalities the summaries ``[B, D]``, and those at their ``positions [B, 1]``."""
+        left, right = (outputs[name].float() for name in pair)
+        pairs = [(left[:, 0], right[:, 0])]
         if self._cpp_positions:
-            seen, heard = _at(video, positions[:, :1]), _at(audio, positions[:, 1:])
-            pairs.append((seen.squeeze(1), heard.squeeze(1)))
+            at = [_at(outputs[name].float(), positions[name]).squeeze(1) for name in pair]
+            pairs.append((at[0], at[1]))
         return pairs
 
     def _add(
@@ -387,13 +401,23 @@ class AVBertPretraining(Objective):
         return first + torch.arange(len(seeds), device=seeds.device)
 
 
+def _judged(kinds: Iterable[str], names: Sequence[str]) -> dict[str, tuple[str, Pair]]:
+    """Of each pair of modalities, by kind: ``unimodal``; of several pairs ``unimodal/a-b``."""
+    pairs = list(combinations(names, 2))
+    return {
+        kind if len(pairs) == 1 else f"{kind}/{one}-{other}": (kind, (one, other))
+        for kind in kinds
+        for one, other in pairs
+    }
+
+
 def _at(rows: Tensor, positions: Tensor) -> Tensor:
     """``rows [B, N, D]`` at ``positions [B, n]``: ``[B, n, D]``."""
     return rows.gather(1, positions[..., None].expand(-1, -1, rows.shape[2]))
 
 
-def _judge(classifier: nn.Module, seen: Tensor, heard: Tensor) -> Tensor:
+def _judge(classifier: nn.Module, left: Tensor, right: Tensor) -> Tensor:
     """``[B]`` float32 logits of belonging together, also under autocast."""
-    with torch.autocast(seen.device.type, enabled=False):
-        logits: Tensor = classifier(torch.cat([seen, heard], 1))
+    with torch.autocast(left.device.type, enabled=False):
+        logits: Tensor = classifier(torch.cat([left, right], 1))
         return logits.squeeze(1)
