@@ -10,8 +10,9 @@ name                    modality kinds         network
 Its pretraining is the objective ``avbert``: masked embeddings (MEP), told from negatives that are
 drawn by their content (CANS), and correct pairs (CPP).
 
-The backbone is joint: its key in a recipe is ``video+audio``, or such as ``video+audio+imu``. Its low-rank linear maps, whose
-rotations stay orthogonal, are `mmssl_avbert.low_rank` and serve any Transformer.
+The backbone is joint: its key in a recipe is ``video+audio``, or such as ``video+audio+imu``. Its
+low-rank linear maps, whose rotations stay orthogonal, are `mmssl_avbert.low_rank` and serve any
+Transformer.
 """
 
 from mmssl import hookimpl
