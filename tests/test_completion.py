@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shells import Shell, need
 from small_runs import MMSSL, RECIPE, mmssl
+from strangers import install_plugin, with_path
 
 from mmssl.completion import SHELLS, bash
 from mmssl.completion.parameters import written_parameters
@@ -202,11 +203,7 @@ def test_a_broken_and_a_talking_plugin_say_nothing_to_the_shell(tmp_path: Path) 
         "@hookimpl\ndef register_objectives(register):\n"
         "    register('spoken\\nline', 'talker:x'); register('talk', 'talker:x')\n",
     )
-    env = {
-        **os.environ,
-        "_MMSSL_COMPLETE": "fish",
-        "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
-    }
+    env = with_path(tmp_path, _MMSSL_COMPLETE="fish")
     done = subprocess.run(
         [MMSSL, "describe", "objective", ""], env=env, cwd=tmp_path, capture_output=True, text=True
     )
@@ -214,15 +211,6 @@ def test_a_broken_and_a_talking_plugin_say_nothing_to_the_shell(tmp_path: Path) 
     values = [line.split("\t")[1] for line in done.stdout.splitlines()]
     assert {"talk", "xdc"} <= set(values)
     assert not any("TALK" in value or "spoken" in value for value in values)
-
-
-def install_plugin(folder: Path, name: str, source: str) -> None:
-    """A distribution of one module with an entry point, as pip leaves it, for ``PYTHONPATH``."""
-    (folder / f"{name}.py").write_text(source)
-    info = folder / f"{name}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[mmssl]\n{name} = {name}\n")
 
 
 # Bash's words

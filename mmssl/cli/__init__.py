@@ -12,6 +12,7 @@ from mmssl.cli.cancel import cancel
 from mmssl.cli.compare import compare
 from mmssl.cli.completion import completion
 from mmssl.cli.describe import describe
+from mmssl.cli.doctor import doctor
 from mmssl.cli.embed import embed
 from mmssl.cli.evaluate import evaluate
 from mmssl.cli.export import export
@@ -56,6 +57,7 @@ _VERBS = {
         describe,
         plugins,
         schema,
+        doctor,
         completion,
     )
 }
