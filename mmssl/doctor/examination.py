@@ -98,7 +98,7 @@ def main(area: str) -> None:
     # Only findings go to the standard output, whatever libraries print there.
     out = os.dup(1)
     os.dup2(2, 1)
-    module: Area = import_module(f"mmssl.doctor.{area}")  # type: ignore[assignment]
+    module: Area = import_module(f"mmssl.doctor.{area}")
     for said in module.look():
         _say(asdict(said), out)
         assert isinstance(said, Finding | Doing)

@@ -83,9 +83,9 @@ def _decode(data: bytes) -> "tuple[np.ndarray, np.ndarray]":
     import av
     import numpy as np
 
-    with av.open(io.BytesIO(data)) as file:
+    with av.open(io.BytesIO(data), "r") as file:
         pictures = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
-    with av.open(io.BytesIO(data)) as file:
+    with av.open(io.BytesIO(data), "r") as file:
         waves = [frame.to_ndarray() for frame in file.decode(audio=0)]
     if not pictures or not waves:
         raise ValueError("nothing comes out")

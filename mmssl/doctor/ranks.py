@@ -64,7 +64,7 @@ def _rank(backend: str, rank: int, ranks: int, folder: Path) -> int:
     try:
         dist.init_process_group(
             backend,
-            store=dist.FileStore(str(folder / "store"), ranks),
+            init_method=f"file://{folder}/store",
             rank=rank,
             world_size=ranks,
             timeout=_WAIT,
