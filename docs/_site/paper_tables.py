@@ -3,7 +3,7 @@
 import re
 
 from examples import recipe_page
-from prose import code, escaped, fenced, plain, table
+from prose import code, escaped, plain, table
 
 from mmssl.pipeline.tables import PaperTable, load_table
 from mmssl.recipe.compose import shipped_tables
@@ -24,28 +24,26 @@ def filled(markdown: str) -> str:
 
 
 def _shown(name: str, found: PaperTable) -> str:
-    """One table: the paper's figures, and what measures each row."""
+    """One table: the paper's figures, what measures each row, and what each column is."""
     rows = []
     for title, row in found.rows.items():
         figures = [
             "–" if (value := row.paper.get(column)) is None else f"{value:.{about.digits}f}"
             for column, about in found.columns.items()
         ]
-        recipe = (
-            f"[{row.recipe}](reference/recipes/{recipe_page(row.recipe)})" if row.recipe else "–"
-        )
-        rows.append([plain(title), *figures, recipe, ", ".join(map(code, _runs(row.run)))])
+        page = f"reference/recipes/{recipe_page(row.recipe)}" if row.recipe else ""
+        recipe = [f"[{row.recipe}]({page})"] if page else []
+        rows.append([plain(title), *figures, "<br>".join(recipe + list(map(code, _runs(row.run))))])
     measured = [
-        [plain(column), code(about.metric), "lowest" if about.lowest else "highest"]
+        f"{plain(column)}: {code(about.metric)}{', the lowest' if about.lowest else ''}"
         for column, about in found.columns.items()
     ]
     parts = [
         f"### {plain(found.title)} {{ #{name} }}\n",
         f"{escaped(found.source)}\n" if found.source else "",
-        table(["", *map(plain, found.columns), "recipe", "run"], rows),
+        table(["", *map(plain, found.columns), "recipe, and its run"], rows),
         f"{escaped(found.note)}\n" if found.note else "",
-        fenced(f"mmssl table {name}", "bash"),
-        table(["column", "evaluation and metric", "best is the"], measured),
+        f"{code(f'mmssl table {name}')}. Evaluation and metric of {'; '.join(measured)}.\n",
     ]
     return "\n".join(filter(None, parts))
 
