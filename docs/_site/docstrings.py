@@ -25,4 +25,5 @@ def fenced(docstring: str) -> str:
         lines = [line.removeprefix("    ") for line in found[1].rstrip().splitlines()]
         return "\n\n```text\n" + "\n".join(lines) + "\n```\n\n"
 
-    return _LITERAL.sub(replace, docstring + "\n").rstrip()
+    text = _LITERAL.sub(replace, docstring + "\n").rstrip()
+    return re.sub(r"^:\n+```", "```", text, flags=re.M)  # of a paragraph that is :: alone

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from prose import fenced
 
 from mmssl.recipe.compose import shipped_recipes
 from mmssl.recipe.signature import Parameter, parameters
-from mmssl.recipe.yaml12 import Place, dump, parse
+from mmssl.recipe.yaml12 import Place, parse
 from mmssl.registry import Registration
 
 #: Where each kind stands in a recipe.
@@ -48,7 +49,9 @@ def recipe_page(name: str) -> str:
 
 
 def _any(parameter: Parameter) -> Any:
-    """Some value that a required parameter may have."""
+    """Some value that a required parameter may have: its description's, or one of its type."""
+    if named := re.search(r"such as `+([\w.]+)`", parameter.description):
+        return named[1]
     words = parameter.expects
     if choice := re.match(r"'([^']*)'", words):
         return choice[1]
@@ -63,12 +66,20 @@ def _any(parameter: Parameter) -> Any:
 def _in_place(kind: str, key: str | None, value: Any) -> str:
     """A component at its place in a recipe, as YAML."""
     if kind == "datasets":
-        return dump({"data": {"train": value}})
+        return _dump({"data": {"train": value}})
     if kind in ("trackers", "callbacks"):
-        return dump({kind: [value]})
+        return _dump({kind: [value]})
+    key = key or ("video" if kind == "backbones" else value["use"])
     for part in reversed(_PLACES[kind]):
-        value = {(key or "name") if part == "*" else part: value}
-    return dump(value)
+        value = {key if part == "*" else part: value}
+    return _dump(value)
+
+
+def _dump(value: Any) -> str:
+    """YAML in which what holds no more mappings or lists is on one line."""
+    return yaml.safe_dump(
+        value, sort_keys=False, allow_unicode=True, default_flow_style=None, width=88
+    )
 
 
 def uses() -> dict[tuple[str, str], list[tuple[str | None, dict[str, Any], str, int]]]:
@@ -77,8 +88,18 @@ def uses() -> dict[tuple[str, str], list[tuple[str | None, dict[str, Any], str, 
     for order, (name, file) in enumerate(shipped_recipes()):
         plain = parse(file.read_text(encoding="utf-8"), Place(str(file), 1)).python()
         for kind, key, value in _named(plain):
-            found.setdefault((kind, value["use"]), []).append((key, value, name, order))
+            for use in dict.fromkeys([value["use"], *_within(kind, value)]):
+                found.setdefault((kind, use), []).append((key, value, name, order))
     return found
+
+
+def _within(kind: str, value: Any) -> Iterator[str]:
+    """What a backbone's parameters name: other backbones, such as tokenizers, among them."""
+    if kind == "backbones" and isinstance(value, dict):
+        for inner in value.values():
+            yield from _within(kind, inner)
+    elif isinstance(value, str):
+        yield value
 
 
 def _named(recipe: Any) -> Iterator[tuple[str, str | None, dict[str, Any]]]:

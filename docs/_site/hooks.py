@@ -11,6 +11,7 @@ import paper_tables
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from prose import fenced, plain
 
 import recipes
 
@@ -22,12 +23,31 @@ def _generated() -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for part in (components, recipes, commands):
         found |= {address: (f"docs/{address}", text) for address, text in part.pages()}
-    files = {"benchmarks.md": _ROOT / "benchmarks" / "README.md"}
+    readme = _ROOT / "benchmarks" / "README.md"
+    found["benchmarks.md"] = ("benchmarks/README.md", readme.read_text(encoding="utf-8"))
     for readme in sorted((_ROOT / "docs" / "examples").glob("*/README.md")):
-        files[f"example_plugins/{readme.parent.name}.md"] = readme
-    for address, file in files.items():
-        found[address] = (file.relative_to(_ROOT).as_posix(), file.read_text(encoding="utf-8"))
+        address = f"example_plugins/{readme.parent.name}.md"
+        found[address] = (readme.relative_to(_ROOT).as_posix(), _with_files(readme))
     return found
+
+
+_LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml"}
+
+
+def _with_files(readme: Path) -> str:
+    """An example plugin's README, and its files."""
+    parts = [readme.read_text(encoding="utf-8"), "\n## Its files\n"]
+    seen: set[Path] = {Path(".")}
+    for file in sorted(readme.parent.rglob("*"), key=lambda f: (len(f.parts), f)):
+        path = file.relative_to(readme.parent)
+        if file.suffix not in _LANGUAGES or any(part.startswith(".") for part in path.parts):
+            continue
+        if path.parent not in seen:  # a link to a folder leads to its first file
+            seen.add(path.parent)
+            parts.append(f'<span id="{links.file_anchor(path.parent.as_posix())}"></span>\n')
+        parts.append(f"### {plain(path.as_posix())} {{ #{links.file_anchor(path.as_posix())} }}\n")
+        parts.append(fenced(file.read_text(encoding="utf-8"), _LANGUAGES[file.suffix]))
+    return "\n".join(parts)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -59,7 +79,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     address = page.file.src_uri
     source = config.extra["generated"].get(address, (f"docs/{address}",))[0]
     there = set(files.src_uris)
-    markdown = links.rewritten(markdown, source, address, there.__contains__)
+
+    def title(other: str) -> str:
+        text = files.get_file_from_path(other).content_string  # type: ignore[union-attr]
+        return text.partition("# ")[2].partition("\n")[0].partition(" {")[0]
+
+    markdown = links.rewritten(markdown, source, address, there.__contains__, title)
     markdown = paper_tables.filled(markdown)
     return _drawn(markdown)
 

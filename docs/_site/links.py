@@ -22,14 +22,26 @@ _PAGES = {
 }
 
 
-def rewritten(markdown: str, source: str, target: str, exists: Callable[[str], bool]) -> str:
-    """The Markdown with links that hold on the site.
+def file_anchor(path: str) -> str:
+    """Of a file or folder of an example plugin, on the plugin's page."""
+    return re.sub(r"[^a-z0-9]+", "-", path.lower()).strip("-")
+
+
+def rewritten(
+    markdown: str,
+    source: str,
+    target: str,
+    exists: Callable[[str], bool],
+    title: Callable[[str], str],
+) -> str:
+    """The Markdown with links that hold on the site; a link called by its file is by its title.
 
     Args:
         markdown: a page's text.
         source: the file it is from, relative to the repository's root.
         target: the page's address below docs/.
         exists: is there a page or file of this address below docs/?
+        title: of the page of an address.
     """
 
     def replace(found: re.Match[str]) -> str:
@@ -43,7 +55,8 @@ def rewritten(markdown: str, source: str, target: str, exists: Callable[[str], b
         page, _, own = page.partition("#")
         anchor = own or anchor
         link = posixpath.relpath(page, posixpath.dirname(target) or ".")
-        return f"[{found['text']}]({link}{'#' * bool(anchor)}{anchor})"
+        text = title(page) if re.fullmatch(r"[\w/.]+\.md", found["text"]) else found["text"]
+        return f"[{text}]({link}{'#' * bool(anchor)}{anchor})"
 
     parts = re.split(r"(^```.*?^```|``.+?``|`[^`\n]+`(?![^\[]*\]\())", markdown, flags=re.M | re.S)
     return "".join(p if p.startswith("`") else _LINK.sub(replace, p) for p in parts)
@@ -54,8 +67,10 @@ def _page(path: str, exists: Callable[[str], bool]) -> str | None:
     if path in _PAGES:
         return _PAGES[path]
     if path.startswith("docs/examples/"):
-        name = path.split("/")[2]
-        return f"example_plugins/{name}.md" if exists(f"example_plugins/{name}.md") else None
+        name, _, file = path.removeprefix("docs/examples/").strip("/").partition("/")
+        page = f"example_plugins/{name}.md"
+        anchor = "" if file in ("", "README.md") else f"#{file_anchor(file)}"
+        return f"{page}{anchor}" if exists(page) else None
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     if path.startswith("recipes/"):

@@ -1,5 +1,6 @@
 """The reference of recipes: every field, and every recipe that comes with mmssl."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -122,10 +123,11 @@ def _shipped(
 
 
 def _first(file: Path) -> str:
-    """The first sentence of a recipe's leading comment."""
+    """What a recipe's leading comment says first."""
     words = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#") or not line[1:].strip() or line.startswith("#   "):
             break
         words.append(line[1:].strip())
-    return " ".join(words).partition(". ")[0].rstrip(".")
+    text = re.sub(r"^A part of [\w-]+'s \w+(?:, laid over [^:]*)?: ", "", " ".join(words))
+    return re.split(r"[.:;] ", text)[0].rstrip(".:;")
