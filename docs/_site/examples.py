@@ -30,10 +30,10 @@ def example(component: Registration, used: dict[tuple[str, str], list[Any]]) -> 
     found = used.get((component.kind, component.name), [])
     if not found:
         needed = [p for p in parameters(component.load(), component.kind) if p.required]
-        value: Any = {"use": component.name, **{p.name: _any(p) for p in needed}}
+        value: Any = {"use": component.name, **{p.name: _any(component, p) for p in needed}}
         yield fenced(_in_place(component.kind, None, value), "yaml")
         return
-    key, value, name, _ = min(found, key=lambda one: (len(one[1]) == 1, len(str(one[1])), one[2]))
+    key, value, name, _ = min(found, key=_rank)
     yield fenced(_in_place(component.kind, key, value), "yaml")
     names = list(dict.fromkeys(one[2] for one in found))
     first = [n for n in [name, *names] if not n.split("/")[-1].startswith("_")] or [name]
@@ -48,7 +48,7 @@ def recipe_page(name: str) -> str:
     return f"{page}.md#{name.replace('/', '-')}"
 
 
-def _any(parameter: Parameter) -> Any:
+def _any(component: Registration, parameter: Parameter) -> Any:
     """Some value that a required parameter may have: its description's, or one of its type."""
     if named := re.search(r"such as `+([\w.]+)`", parameter.description):
         return named[1]
@@ -60,7 +60,7 @@ def _any(parameter: Parameter) -> Any:
     if words.startswith("a whole number"):
         return 2
     nested = {"a dataset": "folder", "a backbone": "r3d_18", "a modality": "video"}
-    return nested.get(words, "videos" if words.startswith("the path") else "...")
+    return nested.get(words, component.name if parameter.name == "path" else "...")
 
 
 def _in_place(kind: str, key: str | None, value: Any) -> str:
@@ -73,6 +73,12 @@ def _in_place(kind: str, key: str | None, value: Any) -> str:
     for part in reversed(_PLACES[kind]):
         value = {key if part == "*" else part: value}
     return _dump(value)
+
+
+def _rank(one: tuple[str | None, dict[str, Any], str, int]) -> Any:
+    """Which of a component's uses is the best example: short, not bare, not a test's data."""
+    _, value, name, _ = one
+    return value.get("split") in ("test", "val", "eval"), len(value) == 1, len(str(value)), name
 
 
 def _dump(value: Any) -> str:

@@ -6,10 +6,19 @@ In a checkout they are links to files, which a reader there can open.
 import posixpath
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from examples import recipe_page
 
-_LINK = re.compile(r"(?<!!)\[(?P<text>[^\]\[]*(?:\[[^\]]*\][^\]\[]*)*)\]\((?P<to>[^)\s]+)\)")
+# Code is passed over; of a link, text and address are named.
+_LINK = re.compile(
+    r"^```.*?^```|``.+?``"
+    r"|(?<!!)\[(?P<text>[^\]\[]*(?:\[[^\]]*\][^\]\[]*)*)\]\((?P<to>[^)\s]+)\)"
+    r"|`[^`\n]+`",
+    re.M | re.S,
+)
+
+_ROOT = Path(__file__).resolve().parents[2]
 
 _PAGES = {
     "README.md": "index.md",
@@ -45,7 +54,7 @@ def rewritten(
     """
 
     def replace(found: re.Match[str]) -> str:
-        to, _, anchor = found["to"].partition("#")
+        to, _, anchor = (found["to"] or "").partition("#")
         if not to or "://" in to or to.startswith("mailto:"):
             return found[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), to))
@@ -58,8 +67,7 @@ def rewritten(
         text = title(page) if re.fullmatch(r"[\w/.]+\.md", found["text"]) else found["text"]
         return f"[{text}]({link}{'#' * bool(anchor)}{anchor})"
 
-    parts = re.split(r"(^```.*?^```|``.+?``|`[^`\n]+`(?![^\[]*\]\())", markdown, flags=re.M | re.S)
-    return "".join(p if p.startswith("`") else _LINK.sub(replace, p) for p in parts)
+    return _LINK.sub(replace, markdown)
 
 
 def _page(path: str, exists: Callable[[str], bool]) -> str | None:
@@ -69,8 +77,9 @@ def _page(path: str, exists: Callable[[str], bool]) -> str | None:
     if path.startswith("docs/examples/"):
         name, _, file = path.removeprefix("docs/examples/").strip("/").partition("/")
         page = f"example_plugins/{name}.md"
-        anchor = "" if file in ("", "README.md") else f"#{file_anchor(file)}"
-        return f"{page}{anchor}" if exists(page) else None
+        if not exists(page) or not (_ROOT / path).exists():
+            return None
+        return page if file in ("", "README.md") else f"{page}#{file_anchor(file)}"
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     if path.startswith("recipes/"):
