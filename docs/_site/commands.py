@@ -1,6 +1,6 @@
 """The reference of the command line: every verb, from its own help."""
 
-import inspect
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,9 +38,10 @@ def _page() -> Iterator[str]:
         usage = " ".join(command.collect_usage_pieces(context))
         yield fenced(f"mmssl {name} {usage}", "text")
         for paragraph in _paragraphs(command):
-            if paragraph.startswith("Examples:"):
-                yield "Examples:\n"
-                yield fenced(inspect.cleandoc(paragraph.removeprefix("Examples:")), "bash")
+            title, _, examples = paragraph.partition("\n")
+            if title in ("Example:", "Examples:"):
+                yield f"{title}\n"
+                yield fenced(textwrap.dedent(examples), "bash")
             else:
                 yield escaped(paragraph) + "\n"
         records = [p.get_help_record(context) for p in command.get_params(context)]
