@@ -4,11 +4,11 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+import ours
 import typer
 from prose import code, escaped, fenced, table
 
 from mmssl.cli import app
-from mmssl.registry import discover
 
 
 def pages() -> Iterator[tuple[str, str]]:
@@ -19,7 +19,7 @@ def pages() -> Iterator[tuple[str, str]]:
 def verbs() -> Iterator[tuple[str, Any]]:
     """Names and commands: the core's verbs, then those of plugins, as "data index"."""
     yield from typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
-    for command in discover().components("commands"):
+    for command in ours.components("commands"):
         single = typer.Typer(rich_markup_mode=None, add_completion=False)
         single.command()(command.load())
         yield command.name, typer.main.get_command(single)
