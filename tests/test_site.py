@@ -1,6 +1,8 @@
 """The documentation as a site: built strictly, whole, and without anything from elsewhere."""
 
 import functools
+import html
+import importlib
 import importlib.util
 import os
 import re
@@ -15,6 +17,8 @@ from typing import Any
 
 import pytest
 from browser import chromium, opened
+from hypothesis import given
+from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from small_runs import mmssl as run_mmssl
 
@@ -24,6 +28,7 @@ from mmssl.recipe.compose import shipped_tables
 from mmssl.registry import discover
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "docs" / "_site"))
 NEEDED = ("mkdocs", "material", "mkdocstrings")
 
 
@@ -167,6 +172,22 @@ def test_the_public_names_are_there(parsed: dict[str, Parsed]) -> None:
     ids = set().union(*(p.ids for a, p in parsed.items() if a.startswith("reference/python/")))
     for name in mmssl.__all__:
         assert any(found.rpartition(".")[2] == name for found in ids), name
+
+
+@given(text=st.text(st.characters(codec="ascii", min_codepoint=32), min_size=1, max_size=60))
+def test_text_from_signatures_means_itself(text: str) -> None:
+    """Whatever a default or a description holds, a cell of a table shows it and no markup."""
+    markdown = pytest.importorskip("markdown")
+    prose = importlib.import_module("prose")
+    for written, expected in (
+        (prose.plain(text), " ".join(text.split())),
+        (prose.code(text.replace("`", "'")), " ".join(text.replace("`", "'").split())),
+    ):
+        made = markdown.markdown(prose.table(["a", "b"], [["x", written]]), extensions=["tables"])
+        cell = made.rpartition("<td>")[2].partition("</td>")[0]
+        shown = html.unescape(re.sub(r"</?code>", "", cell))
+        assert "<" not in re.sub(r"</?code>", "", cell)
+        assert " ".join(shown.split()) == expected
 
 
 PAGES = [
