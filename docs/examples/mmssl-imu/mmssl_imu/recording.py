@@ -43,7 +43,7 @@ def read_recording(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 def _npz(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:  # a pickle may run any code
-            found = {key: arrays[key] for key in ("time", "values") if key in arrays}
+            found = {key: np.asarray(arrays[key]) for key in ("time", "values") if key in arrays}
     except Exception as error:  # damaged archives raise a dozen kinds, from zlib's to tokenize's
         raise BadMedia(f"cannot be read as npz ({type(error).__name__}: {error})") from error
     for key in ("time", "values"):
@@ -62,7 +62,7 @@ def _csv(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
             rows = np.loadtxt(file, delimiter=",", comments=None, ndmin=2)
     except (OSError, ValueError) as error:
         raise BadMedia(" ".join(str(error).split())) from error
-    if all(_is_number(name) for name in header):
+    if len(header) < 2 or all(_is_number(name) for name in header):
         raise BadMedia("its first line is no header: name the columns there, time first")
     if not rows.size:
         rows = np.empty((0, len(header)))
