@@ -28,9 +28,9 @@ from mmssl.testing.tensors import difference
 from mmssl.training import checkpoints
 from mmssl.training.features import autocast, prepare
 
-# What rounding and another order of sums may change of a loss, and of gradients, which go through
-# batch statistics of a few clips.
-_LOSS, _GRADIENT = 1e-4, 1e-2
+# What rounding and another order of sums may change of a loss, and of the length of a gradient: it
+# goes through batch statistics of a few clips, and past units that rounding switches on or off.
+_LOSS, _GRADIENT = 1e-4, 3e-2
 
 
 class Case:
@@ -409,17 +409,17 @@ def _compare(one: dict[str, Any], there: dict[str, Any]) -> None:
         if abs(ours - theirs) > _LOSS * max(1e-3, abs(ours)):
             fail(f"{name} is {ours:.6g} in one process and {theirs:.6g} on {SIZE} ranks; {rule}")
     largest = max(
-        (float(g.abs().max()) for g in one["gradients"].values() if g is not None), default=0.0
+        (float(g.norm()) for g in one["gradients"].values() if g is not None), default=0.0
     )
     for name, gradient in one["gradients"].items():
         other = there["gradients"][name]
         ours = torch.zeros(()) if gradient is None else gradient
         theirs = torch.zeros(()) if other is None else other
-        apart = float((ours - theirs).abs().max())
-        if apart > _GRADIENT * float(ours.abs().max()) + ROUNDING_OF_GRADIENTS * largest:
+        apart, length = float((ours - theirs).norm()), float(ours.norm())
+        if apart > _GRADIENT * length + ROUNDING_OF_GRADIENTS * largest:
             fail(
-                f"the gradient of {name} differs by {apart:.2g} between 1 and {SIZE} ranks, at "
-                f"values up to {float(ours.abs().max()):.2g}; {rule}"
+                f"the gradient of {name} differs by {apart:.2g} between 1 and {SIZE} ranks, at a "
+                f"length of {length:.2g}; {rule}"
             )
 
 
