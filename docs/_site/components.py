@@ -1,22 +1,22 @@
 """The reference of components: a page for each kind, from the signatures."""
 
+import importlib.metadata
 import re
 from collections.abc import Iterator
 from typing import Any
 
-import ours
 from examples import example, uses
 from prose import code, escaped, markdown, table
 
 from mmssl import hooks
 from mmssl.hooks import KINDS
 from mmssl.recipe.signature import Parameter, parameters, prose
-from mmssl.registry import SINGULAR, Registration
+from mmssl.registry import SINGULAR, Registration, discover
 
 
 def pages() -> Iterator[tuple[str, str]]:
     """Addresses below docs/ and Markdown of the pages."""
-    found = {kind: ours.components(kind) for kind in KINDS}
+    found = {kind: list(first_party(kind)) for kind in KINDS}
     rows = [
         [
             f"[{kind}]({kind}.md)",
@@ -34,6 +34,13 @@ def pages() -> Iterator[tuple[str, str]]:
     used = uses()
     for kind, components in found.items():
         yield f"reference/components/{kind}.md", "\n".join(_page(kind, components, used))
+
+
+def first_party(kind: str) -> Iterator[Registration]:
+    """The components of a kind that come with mmssl itself, not with other plugins."""
+    entries = importlib.metadata.entry_points(group="mmssl")
+    ours = {"mmssl"} | {e.name for e in entries if e.dist is not None and e.dist.name == "mmssl"}
+    return (c for c in discover().components(kind) if c.owner in ours)
 
 
 def anchor(component: Registration) -> str:
