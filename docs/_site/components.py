@@ -48,10 +48,14 @@ def anchor(component: Registration) -> str:
     return component.name
 
 
+_CONTRACT = re.compile(r"`mmssl\.([A-Z]\w+)`")
+
+
 def _page(kind: str, components: list[Registration], used: Any) -> Iterator[str]:
     hook = getattr(hooks, f"register_{kind}")
     yield f"# {kind.capitalize()}\n"
-    yield markdown(hook.__doc__ or "")
+    contract = r"[\g<0>](../python/contracts.md#mmssl.contracts.\1)"
+    yield _CONTRACT.sub(contract, markdown(hook.__doc__))
     if not components:
         yield "None comes with mmssl.\n"
     for component in components:
