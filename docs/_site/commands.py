@@ -1,14 +1,14 @@
 """The reference of the command line: every verb, from its own help."""
 
-import inspect
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+import ours
 import typer
 from prose import code, escaped, fenced, table
 
 from mmssl.cli import app
-from mmssl.registry import discover
 
 
 def pages() -> Iterator[tuple[str, str]]:
@@ -19,7 +19,7 @@ def pages() -> Iterator[tuple[str, str]]:
 def verbs() -> Iterator[tuple[str, Any]]:
     """Names and commands: the core's verbs, then those of plugins, as "data index"."""
     yield from typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
-    for command in discover().components("commands"):
+    for command in ours.components("commands"):
         single = typer.Typer(rich_markup_mode=None, add_completion=False)
         single.command()(command.load())
         yield command.name, typer.main.get_command(single)
@@ -38,9 +38,10 @@ def _page() -> Iterator[str]:
         usage = " ".join(command.collect_usage_pieces(context))
         yield fenced(f"mmssl {name} {usage}", "text")
         for paragraph in _paragraphs(command):
-            if paragraph.startswith("Examples:"):
-                yield "Examples:\n"
-                yield fenced(inspect.cleandoc(paragraph.removeprefix("Examples:")), "bash")
+            title, _, examples = paragraph.partition("\n")
+            if title in ("Example:", "Examples:"):
+                yield f"{title}\n"
+                yield fenced(textwrap.dedent(examples), "bash")
             else:
                 yield escaped(paragraph) + "\n"
         records = [p.get_help_record(context) for p in command.get_params(context)]

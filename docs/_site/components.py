@@ -1,26 +1,26 @@
 """The reference of components: a page for each kind, from the signatures."""
 
-import importlib.metadata
 import re
 from collections.abc import Iterator
 from typing import Any
 
+import ours
 from examples import example, uses
 from prose import code, escaped, markdown, table
 
 from mmssl import hooks
 from mmssl.hooks import KINDS
 from mmssl.recipe.signature import Parameter, parameters, prose
-from mmssl.registry import SINGULAR, Registration, discover
+from mmssl.registry import SINGULAR, Registration
 
 
 def pages() -> Iterator[tuple[str, str]]:
     """Addresses below docs/ and Markdown of the pages."""
-    found = {kind: list(first_party(kind)) for kind in KINDS}
+    found = {kind: ours.components(kind) for kind in KINDS}
     rows = [
         [
             f"[{kind}]({kind}.md)",
-            ", ".join(f"[{code(c.name)}]({kind}.md#{anchor(c)})" for c in components) or "none",
+            ", ".join(f"[{code(c.name)}]({kind}.md#{c.name})" for c in components) or "none",
         ]
         for kind, components in found.items()
     ]
@@ -36,18 +36,6 @@ def pages() -> Iterator[tuple[str, str]]:
         yield f"reference/components/{kind}.md", "\n".join(_page(kind, components, used))
 
 
-def first_party(kind: str) -> Iterator[Registration]:
-    """The components of a kind that come with mmssl itself, not with other plugins."""
-    entries = importlib.metadata.entry_points(group="mmssl")
-    ours = {"mmssl"} | {e.name for e in entries if e.dist is not None and e.dist.name == "mmssl"}
-    return (c for c in discover().components(kind) if c.owner in ours)
-
-
-def anchor(component: Registration) -> str:
-    """Of a component's section on its kind's page."""
-    return component.name
-
-
 _CONTRACT = re.compile(r"`mmssl\.([A-Z]\w+)`")
 
 
@@ -60,7 +48,7 @@ def _page(kind: str, components: list[Registration], used: Any) -> Iterator[str]
         yield "None comes with mmssl.\n"
     for component in components:
         target = component.load()
-        yield f"## {component.name} {{ #{anchor(component)} }}\n"
+        yield f"## {component.name} {{ #{component.name} }}\n"
         yield markdown(prose(target))
         yield from example(component, used)
         found = parameters(target, kind)

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ours
 import yaml
 from prose import fenced
 
-from mmssl.recipe.compose import shipped_recipes
 from mmssl.recipe.signature import Parameter, parameters
 from mmssl.recipe.yaml12 import Place, parse
 from mmssl.registry import Registration
@@ -91,7 +91,7 @@ def _dump(value: Any) -> str:
 def uses() -> dict[tuple[str, str], list[tuple[str | None, dict[str, Any], str, int]]]:
     """By kind and name, how shipped recipes write components: key, mapping, recipe, order."""
     found: dict[tuple[str, str], list[Any]] = {}
-    for order, (name, file) in enumerate(shipped_recipes()):
+    for order, (name, file) in enumerate(ours.recipes()):
         plain = parse(file.read_text(encoding="utf-8"), Place(str(file), 1)).python()
         for kind, key, value in _named(plain):
             for use in dict.fromkeys([value["use"], *_within(kind, value)]):

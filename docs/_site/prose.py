@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 _CODE = re.compile(r"(``.+?``|`[^`]+`)", re.DOTALL)
-_SPECIAL = re.compile(r"([\\*_\[\]{}#~^|])")
+_SPECIAL = re.compile(r"[\\`*_\[\]{}#|<>&!~^:]")
 
 
 def escaped(text: str) -> str:
@@ -15,10 +15,8 @@ def escaped(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text in which nothing is code or markup."""
-    return _SPECIAL.sub(r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;")).replace(
-        "\\|", "&#124;"
-    )
+    """Text in which nothing is code or markup: what could be is written by its number."""
+    return _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", text)
 
 
 def code(text: str) -> str:

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
+import ours
 from components import NESTED, linked
 from examples import recipe_page
 from prose import code, escaped, fenced, markdown, table
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from mmssl.recipe.compose import shipped_recipes
 from mmssl.recipe.model import Recipe
 from mmssl.recipe.signature import Kind, Parameter
 from mmssl.recipe.typed import phrase
@@ -38,7 +38,7 @@ def pages() -> Iterator[tuple[str, str]]:
     """Addresses below docs/ and Markdown of the pages."""
     yield "reference/recipe.md", "\n".join(_fields())
     found: dict[str, list[tuple[str, Path]]] = {"index": []}
-    for name, file in shipped_recipes():
+    for name, file in ours.recipes():
         found.setdefault(recipe_page(name).partition(".")[0], []).append((name, file))
     for page, recipes in found.items():
         yield f"reference/recipes/{page}.md", "\n".join(_shipped(page, recipes, found))
