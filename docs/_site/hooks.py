@@ -81,8 +81,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     there = set(files.src_uris)
 
     def title(other: str) -> str:
-        text = files.get_file_from_path(other).content_string  # type: ignore[union-attr]
-        return text.partition("# ")[2].partition("\n")[0].partition(" {")[0]
+        file = files.get_file_from_path(other)
+        if file is None:  # MkDocs warns of the link
+            return other
+        return file.content_string.partition("# ")[2].partition("\n")[0].partition(" {")[0]
 
     markdown = links.rewritten(markdown, source, address, there.__contains__, title)
     markdown = paper_tables.filled(markdown)
