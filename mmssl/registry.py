@@ -7,12 +7,13 @@ which is a few lines without torch; the components themselves are imported when 
 import difflib
 import importlib
 import importlib.metadata
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pluggy
 
@@ -172,7 +173,8 @@ def load_plugins(entries: Iterable[tuple[str, str, Callable[[], Any]]]) -> Regis
         except BaseException as error:  # a stranger's module may raise anything, SystemExit too
             if module is not None and manager.get_name(module) == name:
                 manager.unregister(module)
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            reason = " ".join(f"{kind}{error}".split())
             registry.plugins.append(Plugin(name, version, error=reason))
         else:
             registry.plugins.append(Plugin(name, version, components, recipes=_recipes(module)))
@@ -188,15 +190,68 @@ def _recipes(module: Any) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def _version_and_needs(
+    distribution: importlib.metadata.Distribution | None,
+) -> tuple[str, str | None]:
+    """Its version, and which mmssl it needs where that is not this one: ``>=0.2,<0.3``.
+
+    What cannot be read says nothing: metadata are for installers to refuse.
+    """
+    try:
+        metadata = distribution.metadata if distribution else None
+        if metadata is None:
+            return "", None
+        version = metadata["Version"] or ""
+        if metadata["Name"] == "mmssl":  # as every first-party plugin's
+            return version, None
+        wanted = [line for line in metadata.get_all("Requires-Dist") or () if _OF_MMSSL(line)]
+    except Exception:  # a stranger's file, read by importlib, which differs between versions
+        return "", None
+    return version, next(filter(None, map(_unmet, wanted)), None)
+
+
+# "mmssl>=0.1", "mmssl[s3] (>=0.1)", but not "mmssl-imu".
+_OF_MMSSL = re.compile(r"\s*mmssl\s*($|[<>=!~\[(;@])", re.IGNORECASE).match
+
+
+def _unmet(requirement: str) -> str | None:
+    """The range that a requirement on mmssl asks for, if this version is not within it."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        wanted = Requirement(requirement)
+        applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+    except (InvalidRequirement, ValueError):
+        return None
+    here = sys.modules["mmssl"].__version__
+    if not applies or wanted.specifier.contains(here, prereleases=True):
+        return None
+    # As people write them: the lower end first.
+    parts = sorted(wanted.specifier, key=lambda part: part.operator, reverse=True)
+    return ",".join(map(str, parts))
+
+
+def _refuse(name: str, version: str, needs: str) -> NoReturn:
+    here = sys.modules["mmssl"].__version__
+    raise UserError(
+        f"{name} {version} needs mmssl {needs}, and this is {here}: install a version of it that "
+        f"fits, or pip install 'mmssl{needs}'"
+    )
+
+
 @cache
 def discover() -> Registry:
     """The registry of this environment: the core's own components, then all entry points."""
     entries: list[tuple[str, str, Callable[[], Any]]] = [
         ("mmssl", "", lambda: importlib.import_module("mmssl.builtin"))
     ]
+    found: dict[int, tuple[str, str | None]] = {}
     for entry in sorted(importlib.metadata.entry_points(group="mmssl"), key=lambda e: e.name):
-        version = entry.dist.version if entry.dist else ""
-        entries.append((entry.name, version, entry.load))
+        if id(entry.dist) not in found:  # a distribution may have several, and is read once
+            found[id(entry.dist)] = _version_and_needs(entry.dist)
+        version, needs = found[id(entry.dist)]
+        load = entry.load if needs is None else partial(_refuse, entry.name, version, needs)
+        entries.append((entry.name, version, load))
     registry = load_plugins(entries)
     core = registry.plugins[0]
     version = sys.modules["mmssl"].__version__
