@@ -42,7 +42,7 @@ class Format:
         """
         if type(written) is not int or written < 1:
             known = f"a number from 1 to {self.current}"
-            raise UserError(f"{where}: format is {written!r}, not {known}")
+            raise UserError(f"{where}: its format is {written!r}, not {known}")
         if written > self.current:
             raise UserError(
                 f"{where}: was written by a newer mmssl than this one, which is {__version__} (its "

@@ -303,7 +303,7 @@ def test_what_is_no_file_of_features(content: bytes, name: str, tmp_path: Path) 
     ("about", "message"),
     [
         ([], "is no file of features"),
-        ({}, "format is None, not a number from 1 to 1"),
+        ({}, "its format is None, not a number from 1 to 1"),
         ({"format": 2}, "was written by a newer mmssl than this one"),
         ({"format": 1, "modalities": [], "classes": []}, "is no file of features .* no rows"),
         ({"format": 1, "rows": "4", "modalities": []}, "is no file of features .* no rows"),

@@ -1,5 +1,6 @@
 """Plugins: owners, clashes, and strangers that misbehave."""
 
+import json
 import subprocess
 import sys
 import types
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from strangers import install_plugin, with_path
 
 from mmssl import hookimpl
 from mmssl.errors import UserError
@@ -135,6 +137,67 @@ def test_every_first_party_component_loads() -> None:
         assert registry.components(kind) or kind == "callbacks", f"nothing registers {kind}"
         for component in registry.components(kind):
             assert callable(component.load())
+
+
+def listed(folder: Path) -> dict[str, Any]:
+    """Plugins as another process finds them, with their errors."""
+    code = (
+        "import json; from mmssl.registry import discover; "
+        "print(json.dumps({p.name: [p.version, p.error] for p in discover().plugins}))"
+    )
+    command, env = [sys.executable, "-c", code], with_path(folder)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+HOOKS = """\
+from mmssl import hookimpl
+
+@hookimpl
+def register_trackers(register):
+    register("mine", "nowhere:Mine")
+"""
+
+
+def test_a_plugin_is_for_a_range_of_versions(tmp_path: Path) -> None:
+    ranges = {
+        "fits": ["torch>=2", "mmssl>=0.1,<0.2"],
+        "any_version": ["mmssl"],
+        "says_nothing": [],
+        "of_another": ["mmssl-imu>=7", "mmssl.x>=7", "mmssl_y>=7"],
+        "only_with_an_extra": ['mmssl>=7; extra == "new"'],
+        "with_an_extra": ["mmssl[s3] <0.2,>=0.1"],
+        "too_new": ["mmssl<0.3,>=0.2"],
+        "too_old": ["numpy", "MMSSL (<0.1)"],
+        "malformed": ["mmssl >=>1", "mmssl>=0.1; nonsense == 3"],
+        "one_of_two": ["mmssl>=>1", "mmssl>=0.0", "mmssl==0.1.7"],
+    }
+    for name, requires in ranges.items():
+        install_plugin(tmp_path, name, HOOKS, "0.3", requires)
+    (tmp_path / "says_nothing-0.3.dist-info" / "METADATA").unlink()
+    found = listed(tmp_path)
+    errors = {name: error for name, (_, error) in found.items() if error}
+    assert errors == {
+        name: f"{name} 0.3 needs mmssl {needs}, and this is 0.1.0: install a version of it that "
+        f"fits, or pip install 'mmssl{needs}'"
+        for name, needs in {
+            "too_new": ">=0.2,<0.3",
+            "too_old": "<0.1",
+            "one_of_two": "==0.1.7",
+        }.items()
+    }
+    assert found["fits"][0] == "0.3"
+    assert set(ranges) <= set(found)
+
+
+def test_a_range_that_does_not_fit_is_told_where_it_is_missed(tmp_path: Path) -> None:
+    def load() -> types.ModuleType:
+        raise UserError("new 0.3 needs mmssl >=0.2, and this is 0.1.0: install ...")
+
+    registry = load_plugins([("new", "0.3", load)])
+    with pytest.raises(UserError, match=r"brought it: new \(new 0.3 needs mmssl >=0.2, and this"):
+        registry.resolve("objectives", "a")
 
 
 def test_kinds_in_both_numbers() -> None:

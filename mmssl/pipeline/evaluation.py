@@ -36,6 +36,7 @@ from mmssl.data.loading import Views
 from mmssl.data.skipped import Skipped
 from mmssl.errors import UserError
 from mmssl.pipeline import assembly
+from mmssl.pipeline.records import STARTED
 from mmssl.pipeline.run_folder import RunFolder
 from mmssl.recipe import Recipe
 from mmssl.recipe.model import Training
@@ -49,9 +50,6 @@ from mmssl.training.progress import Progress
 
 # Clips in a forward pass at most: one process may measure what many trained on together.
 _LARGEST = 64
-
-#: Of which recipe an evaluation's folder is; another one's is no beginning to go on from.
-_STARTED = "started.json"
 
 
 def evaluate(recipe: Recipe, name: str, folder: RunFolder, progress: Progress) -> None:
@@ -90,7 +88,7 @@ def tidy(folder: Path) -> None:
 
 def _begin(folder: Path, fingerprint: str) -> None:
     """Keep what an interrupted start of the same evaluation left, and nothing else."""
-    started = folder / _STARTED
+    started = folder / STARTED
     if not started.is_file() or json.loads(started.read_text()) != fingerprint:
         _empty(folder)
         write_atomically(started, lambda path: path.write_text(json.dumps(fingerprint)))

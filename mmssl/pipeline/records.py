@@ -16,8 +16,13 @@ from mmssl.recipe.compose import resolve
 
 PRETRAIN = "pretrain"
 
+#: In an evaluation's folder: of which recipe it is; another one's is no beginning to go on from.
+STARTED = "started.json"
+
 # What may differ between two starts of one run: where and how it computes, not what.
-_RESOURCES = ("device", "threads", "launch", "runs", "trackers", "description", "evaluations")
+_RESOURCES = (
+    "format", "device", "threads", "launch", "runs", "trackers", "description", "evaluations",
+)  # fmt: skip
 _TRAINING_RESOURCES = ("compile", "channels_last", "log_every", "checkpoint")
 _DATA_RESOURCES = ("workers", "prefetch", "time_limit", "max_bad")
 

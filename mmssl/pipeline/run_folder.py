@@ -37,8 +37,10 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.errors import UserError
+from mmssl.pipeline.earlier import filled_in, fingerprints
 from mmssl.pipeline.records import (
     PRETRAIN,
+    STARTED,
     Job,
     Records,
     fingerprint,
@@ -152,9 +154,11 @@ class RunFolder:
             UserError: the folder belongs to a run of another recipe.
         """
         self._refuse_another_recipe()
+        added = self._added()
+        self._adopt()
         _clear(self.path, ".recipe.yaml.*.tmp")
         _clear(self.path / "stages", ".recipe.json.*.tmp")
-        text = self.recipe.dump(self._added())
+        text = self.recipe.dump(added)
         write_atomically(self.path / "recipe.yaml", lambda path: path.write_text(text))
         _write_json(self.path / "stages" / "recipe.json", pretraining_recipe(self.recipe.plain()))
 
@@ -202,9 +206,12 @@ class RunFolder:
         path = self.path / "stages" / "recipe.json"
         if not path.is_file():
             return
-        before, now = json.loads(path.read_text()), pretraining_recipe(self.recipe.plain())
-        changed = next(_differences(before, json.loads(json.dumps(now))), None)
-        if changed:
+        before = json.loads(path.read_text())
+        now = json.loads(json.dumps(pretraining_recipe(self.recipe.plain())))
+        if before == now:
+            return
+        before = json.loads(json.dumps(pretraining_recipe(filled_in(before))))
+        if changed := next(_differences(before, now), None):
             where, old, new = changed
             raise UserError(
                 f"{self.path} holds a run of another recipe ({where} was {old}, is {new}): give "
@@ -212,9 +219,45 @@ class RunFolder:
             )
 
     def finished(self, stage: str) -> bool:
-        """Was this stage completed for this recipe?"""
+        """Was this stage completed for this recipe?
+
+        Also where it has fields by now that it did not have then.
+        """
         record = read_json(self.records.finish_file(stage))
-        return record is not None and record["fingerprint"] == self.fingerprint(stage)
+        if record is None:
+            return False
+        now = self.fingerprint(stage)
+        return record["fingerprint"] == now or (record["fingerprint"], now) == self._earlier(stage)
+
+    def _earlier(self, stage: str) -> tuple[str, str] | None:
+        """Fingerprints of a stage of the folder's recipe: as it was written, and as it is today."""
+        if not (self.path / "recipe.yaml").is_file() or stage not in self.records.stages:
+            return None
+        return fingerprints(self.records.recipe, stage)
+
+    def _adopt(self) -> None:
+        """Know what was done of this recipe when it had fewer fields under today's fingerprints."""
+        if not (self.path / "recipe.yaml").is_file():
+            return
+        plain = self.recipe.plain()
+        evaluations = self.records.recipe.get("evaluations") or {}
+        everything = {**plain, "evaluations": {**evaluations, **plain["evaluations"]}}
+        for stage in self.records.stages:
+            file, now = self.records.finish_file(stage), fingerprint(everything, stage)
+            started = self.evaluation(stage) / STARTED
+            record, begun = read_json(file), read_json(started)
+            known = {begun, record and record["fingerprint"]} - {None, now}
+            if not known:
+                continue
+            written, today = fingerprints(self.records.recipe, stage)
+            if stage in evaluations and stage not in self.recipe.evaluations:
+                today = now  # added by `mmssl evaluate`; its own part is kept as it was written
+            if today != now or written not in known:
+                continue
+            if record and record["fingerprint"] == written:
+                _write_json(file, {**record, "fingerprint": now})
+            if begun == written:
+                _write_json(started, now)
 
     def finish(self, stage: str) -> None:
         """Note that a stage is complete."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mmssl
 from mmssl.errors import UserError
+from mmssl.formats import RECIPE
 from mmssl.recipe.yaml12 import COMMAND_LINE, MAX_DEPTH, Node, Place, located, parse, scalar
 from mmssl.registry import discover
 
@@ -187,7 +188,7 @@ def _read(path: Path, inside: tuple[Path, ...]) -> Node:
     if not isinstance(tree.value, dict):
         raise UserError(f"{shown}:1: a recipe is a mapping of 'key: value' lines")
     extends = tree.value.get("extends")
-    own = Node({key: node for key, node in tree.value.items() if key != "extends"}, tree.place)
+    own = Node(_of_today(tree.value), tree.place)
     if extends is None:
         return own
     items = extends.value if isinstance(extends.value, list) else [extends]
@@ -210,6 +211,15 @@ def _read(path: Path, inside: tuple[Path, ...]) -> Node:
         kept = {key: node for key, node in inherited.value.items() if key not in _OWN}
         below = merge(below, Node(kept, inherited.place))
     return merge(below, own)
+
+
+def _of_today(content: dict[str, Node]) -> dict[str, Node]:
+    """A file's own part in the present format; without number it is of that."""
+    own = {key: node for key, node in content.items() if key not in ("extends", "format")}
+    if "format" not in content:
+        return own
+    written = content["format"]
+    return RECIPE.migrated(own, written.value, located(written.place, ("format",), ""))
 
 
 def _text(path: Path, shown: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, StringConstraints
 
 from mmssl.errors import UserError
+from mmssl.formats import RECIPE
 from mmssl.recipe.component import ComponentSpec
 from mmssl.recipe.signature import Kind
 from mmssl.recipe.typed import Expects, Typed
@@ -213,6 +214,11 @@ class Training(Typed):
 class Recipe(Typed):
     """A run: what is learned, from which data, by which task, and how it is measured."""
 
+    format: Annotated[int, Field(ge=1, le=RECIPE.current)] = Field(
+        default=RECIPE.current,
+        description="In which format the recipe is written; left out, in the present one. Not "
+        "inherited.",
+    )
     name: RunName = Field(
         description="The name of the run's folder. Left out: the recipe's file name without "
         "ending. Not inherited through extends."
