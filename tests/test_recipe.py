@@ -375,7 +375,7 @@ def test_plain_holds_json_values_with_all_defaults(from_text: Load) -> None:
     assert plain["modalities"]["audio"] == {"use": "audio"}
     assert plain["modalities"]["video"]["mean"] == [0.5, 0.5, 0.5]
     assert plain["launch"] == {"use": "inline"}
-    assert list(plain)[:3] == ["name", "description", "seed"]
+    assert list(plain)[:4] == ["format", "name", "description", "seed"]
 
 
 # Whatever is written, nothing but a UserError

@@ -55,6 +55,8 @@ from mmssl.training.checkpoints import write_atomically
 # How long to try again: whoever asks whether a stage is at work holds its lock for a moment.
 _PATIENCE = 1.0
 
+_MISSING = "not set"
+
 # What a file system answers that has no locks: there is nothing to hold then.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
@@ -211,8 +213,10 @@ class RunFolder:
         if before == now:
             return
         before = json.loads(json.dumps(pretraining_recipe(filled_in(before))))
-        if changed := next(_differences(before, now), None):
-            where, old, new = changed
+        # What was set is of more interest than fields that were not there yet.
+        changed = sorted(_differences(before, now), key=lambda found: found[1] == _MISSING)
+        if changed:
+            where, old, new = changed[0]
             raise UserError(
                 f"{self.path} holds a run of another recipe ({where} was {old}, is {new}): give "
                 "this one another name (name=...), or delete the folder"
@@ -292,9 +296,8 @@ def end_stage(folder: Path, stage: str, state: str, reason: str) -> None:
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
-            missing = "not set"
             yield from _differences(
-                before.get(key, missing), now.get(key, missing), f"{path}.{key}" if path else key
+                before.get(key, _MISSING), now.get(key, _MISSING), f"{path}.{key}" if path else key
             )
     elif before != now:
         yield path, before, now
