@@ -174,6 +174,18 @@ def test_the_public_names_are_there(parsed: dict[str, Parsed]) -> None:
         assert any(found.rpartition(".")[2] == name for found in ids), name
 
 
+def test_the_public_modules_are_there(parsed: dict[str, Parsed]) -> None:
+    """Whatever the page on compatibility promises has its documentation."""
+    promised = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(mmssl\.[\w.]+)` \| (.*) \|$", promised, re.M)
+    assert len(rows) > 10
+    ids = set().union(*(p.ids for a, p in parsed.items() if a.startswith("reference/python/")))
+    for module, names in rows:
+        if module not in ("mmssl.contracts", "mmssl.hooks", "mmssl.recipe.model"):  # types, too
+            for name in re.findall(r"`(\w+)`", names.partition(":")[0]):
+                assert f"{module}.{name}" in ids, f"{module}.{name}"
+
+
 @given(text=st.text(st.characters(codec="ascii", min_codepoint=32), min_size=1, max_size=60))
 def test_text_from_signatures_means_itself(text: str) -> None:
     """Whatever a default or a description holds, a cell of a table shows it and no markup."""
