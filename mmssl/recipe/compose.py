@@ -99,7 +99,7 @@ def written(
     Raises:
         UserError: a file is missing or not YAML, an override is malformed.
     """
-    tree = _file(source)
+    tree = composed(source)
     for variant in variants:
         tree = merge(tree, variant)
     return laid_over(tree, overrides)
@@ -115,10 +115,10 @@ def sweep_of(
     return None if found is None else _substituted(found, environ)
 
 
-def _file(source: str | os.PathLike[str]) -> Node:
-    """A recipe's file and what it extends, with a name."""
+def composed(source: str | os.PathLike[str]) -> Node:
+    """A recipe's file and what it extends, with a name; nothing in it is replaced."""
     try:
-        path = _find(os.fspath(source), Path())
+        path = find(os.fspath(source), Path())
     except FileNotFoundError as error:
         raise UserError(str(error)) from None
     tree = _read(path, ())
@@ -153,8 +153,12 @@ def _substituted(tree: Node, environ: Mapping[str, str]) -> Node:
 # Files
 
 
-def _find(name: str, folder: Path) -> Path:
-    """The file that ``name`` means: a path from ``folder``, else a shipped recipe."""
+def find(name: str, folder: Path) -> Path:
+    """The file that ``name`` means: a path from ``folder``, else a shipped recipe.
+
+    Raises:
+        FileNotFoundError: there is none; the message proposes a near name.
+    """
     try:
         path = folder / name
         if path.is_file():
@@ -182,7 +186,7 @@ def _find(name: str, folder: Path) -> Path:
 def _read(path: Path, inside: tuple[Path, ...]) -> Node:
     """The mapping in a file, merged over what it extends."""
     shown = os.path.normpath(path)
-    tree = parse(_text(path, shown), Place(shown, 1))
+    tree = parse(read(path, shown), Place(shown, 1))
     if tree.value is None:
         raise UserError(f"{shown}:1: the recipe is empty")
     if not isinstance(tree.value, dict):
@@ -199,7 +203,7 @@ def _read(path: Path, inside: tuple[Path, ...]) -> Node:
             message = "expected the path of a recipe, or a list of them"
             raise UserError(located(item.place, ("extends",), message))
         try:
-            parent = _find(item.value, path.parent)
+            parent = find(item.value, path.parent)
         except FileNotFoundError as error:
             raise UserError(located(item.place, ("extends",), str(error))) from None
         if parent.resolve() in inside:
@@ -222,7 +226,16 @@ def _of_today(content: dict[str, Node]) -> dict[str, Node]:
     return RECIPE.migrated(own, written.value, located(written.place, ("format",), ""))
 
 
-def _text(path: Path, shown: str) -> str:
+def read(path: Path, shown: str) -> str:
+    """A recipe's text.
+
+    Args:
+        path: its file.
+        shown: what messages call it.
+
+    Raises:
+        UserError: it cannot be read, or is no text of reasonable size.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
