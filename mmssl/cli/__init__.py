@@ -11,6 +11,7 @@ from mmssl import __version__
 from mmssl.cli.cancel import cancel
 from mmssl.cli.compare import compare
 from mmssl.cli.completion import completion
+from mmssl.cli.copy import copy
 from mmssl.cli.describe import describe
 from mmssl.cli.doctor import doctor
 from mmssl.cli.embed import embed
@@ -18,6 +19,7 @@ from mmssl.cli.evaluate import evaluate
 from mmssl.cli.export import export
 from mmssl.cli.logs import logs
 from mmssl.cli.ls import ls
+from mmssl.cli.new_plugin import new_plugin
 from mmssl.cli.plugins import plugins
 from mmssl.cli.profile import profile
 from mmssl.cli.rehearse import rehearse
@@ -38,9 +40,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _VERBS = {
-    verb.__name__: verb
+    verb.__name__.replace("_", "-"): verb
     for verb in (
         run,
+        copy,
         evaluate,
         status,
         logs,
@@ -56,13 +59,14 @@ _VERBS = {
         ls,
         describe,
         plugins,
+        new_plugin,
         schema,
         doctor,
         completion,
     )
 }
-for verb in _VERBS.values():
-    app.command()(verb)
+for name, verb in _VERBS.items():
+    app.command(name)(verb)
 
 
 def _version(wanted: bool) -> None:
