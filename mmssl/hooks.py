@@ -29,6 +29,9 @@ evaluation, and the core heeds them.
 Recipes in the folder ``recipes/`` of the plugin's package are found by name:
 ``recipes/quickstart.yaml`` is ``mmssl run my_plugin/quickstart``.
 
+Which versions of mmssl a plugin is for it says once, as its distribution's requirement:
+``dependencies = ["mmssl>=0.1,<0.2"]``. One that does not fit is listed as broken.
+
 A hook with any other name that starts with ``register_`` is refused as misspelt.
 """
 

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import recipe_components
 import torch
 from ranks import on_ranks
 from safetensors.torch import load_file
@@ -18,6 +20,8 @@ from toys import Agreement
 
 from mmssl.contracts import Callback, Losses, RunContext, Tracker
 from mmssl.errors import UserError
+from mmssl.pipeline import assembly
+from mmssl.recipe import load
 from mmssl.training import checkpoints, distributed
 from mmssl.training.interruption import Interrupted
 from mmssl.training.log import read_log
@@ -336,3 +340,16 @@ def test_trackers_keep_a_state_and_may_change_between_starts(
     records = len(read_log(folder))
     assert (gone_on.count, gone_on.opened, gone_on.loaded) == (records, 4, True)
     assert (new.count, new.opened, new.loaded) == (records - 4, 4, False)
+
+
+def test_states_of_a_list_are_told_apart_by_component_and_place() -> None:
+    text = recipe_components.RECIPE + "trackers: [tiny/tensorboard, {use: tensorboard, tag: x}]\n"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "my.yaml"
+        file.write_text(text)
+        specs = load(file, environ={}, registry=recipe_components.registry()).trackers
+    named = assembly.build_named(specs)
+    assert [(name, board.tag) for name, board in named.items()] == [
+        ("tiny/tensorboard", ""),
+        ("tiny/tensorboard#2", "x"),
+    ]

@@ -105,12 +105,14 @@ def test_another_list_of_callbacks_is_another_run(undisturbed: Path, place: Path
 
 def test_killed_and_resumed(undisturbed: Path, place: Path) -> None:
     run = place / "runs" / "killed"
-    for moment in (2, 5):
+    for moment, how, code in ((2, signal.SIGKILL, -signal.SIGKILL), (5, signal.SIGINT, 130)):
         process = start(place, "killed")
         while steps(run) < moment and process.poll() is None:
             time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)  # the launcher, and the process that it started
-        assert process.wait() == -signal.SIGKILL
+        os.killpg(process.pid, how)  # the launcher, and the process that it started
+        assert process.wait(60) == code
+    saved = max(int(path.stem[5:]) for path in run.glob("checkpoints/step-*.pt"))
+    assert saved == steps(run), "what was asked to stop has saved its state"
     done = command(place, "run", "recipe.yaml", "name=killed")
     assert done.returncode == 0, done.stderr
     assert outcome(run) == outcome(undisturbed)

@@ -73,6 +73,8 @@ class Stage:
         except KeyboardInterrupt:
             _leave(INTERRUPTED)
         except Interrupted as stop:
+            if not callable(start_again):  # nobody's job: whoever started the process hears of it
+                _leave(INTERRUPTED)
             if stop.again:
                 self._start_again(start_again)
             if local:

@@ -7,7 +7,8 @@
 
 What a step computes is a function of the state at its beginning and of its number: samples,
 windows, augmentations and dropout are drawn from the seed and the position. A checkpoint is
-therefore the parameters, the optimizer's state and a few integers.
+therefore the parameters, the optimizer's state, what callbacks and trackers remember, and a few
+integers.
 
 Several ranks (`mmssl.training.distributed`) go through the same steps, each with its part of every
 batch, and hold the same parameters. The main one writes; where all must do the same, as when one
