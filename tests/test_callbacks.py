@@ -2,7 +2,6 @@
 
 import os
 import signal
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from toys import Agreement
 from mmssl.contracts import Callback, Losses, RunContext, Tracker
 from mmssl.errors import UserError
 from mmssl.pipeline import assembly
+from mmssl.pipeline.stages import placed
 from mmssl.recipe import load
 from mmssl.training import checkpoints, distributed
 from mmssl.training.interruption import Interrupted
@@ -342,14 +342,16 @@ def test_trackers_keep_a_state_and_may_change_between_starts(
     assert (new.count, new.opened, new.loaded) == (records - 4, 4, False)
 
 
-def test_states_of_a_list_are_told_apart_by_component_and_place() -> None:
-    text = recipe_components.RECIPE + "trackers: [tiny/tensorboard, {use: tensorboard, tag: x}]\n"
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "my.yaml"
-        file.write_text(text)
-        specs = load(file, environ={}, registry=recipe_components.registry()).trackers
-    named = assembly.build_named(specs)
+def test_states_of_a_list_are_told_apart_by_component_and_place(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    listed = "trackers: [tiny/tensorboard, {use: tensorboard, tag: x}]\n"
+    file.write_text(recipe_components.RECIPE + listed)
+    recipe = load(file, environ={}, registry=recipe_components.registry())
+    named = assembly.build_named(recipe.trackers)
     assert [(name, board.tag) for name, board in named.items()] == [
         ("tiny/tensorboard", ""),
         ("tiny/tensorboard#2", "x"),
     ]
+    # What one of a list says of a mistake, as callbacks do, is told with its place.
+    told = placed(recipe, UserError("trackers.1: out of luck"))
+    assert str(told) == f"{file}:20: trackers.1: out of luck"
