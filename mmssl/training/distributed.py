@@ -3,7 +3,7 @@
 Every rank runs the same code on its share of each global batch. One rule makes N ranks compute
 what one process would:
 
-    **the mean over ranks of a loss is the loss of the global batch.**
+**the mean over ranks of a loss is the loss of the global batch.**
 
 DDP averages gradients over ranks, so a plain mean over a rank's rows keeps the rule. A loss that
 some rows do not take part in divides by their number over all ranks (`global_mean`), and one that
