@@ -33,6 +33,15 @@ Which versions of mmssl a plugin is for it says once, as its distribution's requ
 ``dependencies = ["mmssl>=0.1,<0.2"]``. One that does not fit is listed as broken.
 
 A hook with any other name that starts with ``register_`` is refused as misspelt.
+
+Every command imports every plugin, so a plugin's module imports nothing slow: what takes longer
+than a second is named by ``mmssl plugins``, and after twenty seconds (two when a shell completes)
+the plugin is given up as broken. The limit is an alarm that comes between two steps of Python; a
+library of C that does not return holds everybody up. So that no plugin disturbs another, its import
+is a guest: what it prints goes to the standard error, and the working directory, signal handlers
+and filters of warnings are put back after it. What fails, whatever it raises, is listed by ``mmssl
+plugins`` with its reason, and stops nobody else. Names of components are of letters, digits,
+``_``, ``.``, ``+`` and ``-``.
 """
 
 from typing import Protocol

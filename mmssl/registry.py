@@ -7,24 +7,35 @@ which is a few lines without torch; the components themselves are imported when 
 import difflib
 import importlib
 import importlib.metadata
+import inspect
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pluggy
 
 from mmssl import hooks
-from mmssl.errors import UserError
+from mmssl.errors import UserError, one_line
+from mmssl.guests import guest
 from mmssl.hooks import KINDS, REGISTERED
 
 SINGULAR = {
     "modalities": "modality",
     **{kind: kind[:-1] for kind in REGISTERED if kind != "modalities"},
 }
+
+# Seconds that loading a plugin may take before it is called slow.
+_SLOW = 1.0
+
+# What components, commands and plugins may be called: recipes and terminals show it as it is.
+_is_name = re.compile(r"[^\W]([\w.+-]*\w)?").fullmatch
+_is_target = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*").fullmatch
 
 
 def which_kind(word: str) -> str:
@@ -59,10 +70,10 @@ class Registration:
         module, _, attribute = self.target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a stranger's module may raise anything
             raise UserError(
                 f"{SINGULAR[self.kind]} {self.name!r} of plugin {self.owner!r} does not load from "
-                f"{self.target!r}: {type(error).__name__}: {error}"
+                f"{self.target!r}: {one_line(error)}"
             ) from error
 
 
@@ -72,6 +83,7 @@ class Plugin:
 
     Attributes:
         recipes: the folder of its package that recipes lie in, if there are any.
+        seconds: how long it took to load, which every command waits for.
     """
 
     name: str
@@ -79,6 +91,17 @@ class Plugin:
     components: tuple[Registration, ...] = ()
     error: str | None = None
     recipes: Path | None = None
+    seconds: float = 0.0
+
+    @property
+    def slow(self) -> str:
+        """What its author should do where it is slow to load, else nothing."""
+        if self.seconds < _SLOW:
+            return ""
+        return (
+            f"slow: every command waits {self.seconds:.1f} s for its import: let it import torch "
+            "and its like within functions"
+        )
 
 
 @dataclass
@@ -135,20 +158,34 @@ def _collect(manager: pluggy.PluginManager, name: str, module: Any) -> tuple[Reg
             raise ValueError(f"unknown hook {hook!r}" + (f", meant {near[0]!r}?" if near else ""))
     manager.register(module, name=name)
     manager.check_pending()
+    for hook in dir(module):
+        if hook.startswith("register_") and manager.parse_hookimpl_opts(module, hook) is None:
+            raise ValueError(f"{hook} is not marked with @hookimpl, or is no function")
     others = [other for other in manager.get_plugins() if other is not module]
     components: dict[tuple[str, str], Registration] = {}
     for kind in REGISTERED:
 
         def register(name_: str, target: str, kind: str = kind) -> None:
-            if ":" not in target:
+            if not isinstance(target, str) or not _is_target(target):
                 raise ValueError(f"target {target!r} is not of the form 'module:attribute'")
-            if kind == "commands" and len(name_.split()) != 2:
+            words = name_.split(" ") if isinstance(name_, str) else []
+            if kind == "commands" and len(words) != 2:
                 raise ValueError(f"command {name_!r} is not of the form 'group verb'")
+            if (
+                not words
+                or (kind != "commands" and len(words) != 1)
+                or not all(map(_is_name, words))
+            ):
+                letters = "letters, digits, '_', '.', '+' and '-'"
+                raise ValueError(f"{SINGULAR[kind]} {name_!r}: a name is of {letters}")
             if (kind, name_) in components:
                 raise ValueError(f"{SINGULAR[kind]} {name_!r} is registered twice")
             components[kind, name_] = Registration(kind, name_, name, target)
 
-        manager.subset_hook_caller(f"register_{kind}", others)(register=register)
+        for given in manager.subset_hook_caller(f"register_{kind}", others)(register=register):
+            if inspect.isgenerator(given) or inspect.iscoroutine(given):
+                given.close()
+                raise ValueError(f"register_{kind} is a generator or async: nothing would call it")
     return tuple(components.values())
 
 
@@ -161,30 +198,31 @@ def load_plugins(entries: Iterable[tuple[str, str, Callable[[], Any]]]) -> Regis
     manager = pluggy.PluginManager("mmssl")
     manager.add_hookspecs(hooks)
     registry = Registry()
-    for name, version, load in entries:
-        module = None
+    for called, version, load in entries:
+        name, module, begun = one_line(called), None, time.monotonic()
         try:
-            module = load()
-            if manager.is_registered(module) or manager.has_plugin(name):
-                raise ValueError("a plugin of this name or module is loaded already")
-            components = _collect(manager, name, module)
+            if not _is_name(called):
+                raise ValueError("its entry point's name has other letters than a name may have")
+            with guest(name):
+                module = load()
+                if manager.is_registered(module) or manager.has_plugin(name):
+                    raise ValueError("a plugin of this name or module is loaded already")
+                components = _collect(manager, name, module)
+            plugin = Plugin(name, version, components, None, _recipes(module))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a stranger's module may raise anything, SystemExit too
-            if module is not None and manager.get_name(module) == name:
-                manager.unregister(module)
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            reason = " ".join(f"{kind}{error}".split())
-            registry.plugins.append(Plugin(name, version, error=reason))
-        else:
-            registry.plugins.append(Plugin(name, version, components, recipes=_recipes(module)))
+            if module is not None and manager.get_plugin(name) is module:
+                manager.unregister(name=name)
+            plugin = Plugin(name, version, error=one_line(error))
+        registry.plugins.append(replace(plugin, seconds=time.monotonic() - begun))
     return registry
 
 
 def _recipes(module: Any) -> Path | None:
     """``recipes/`` in the package that a plugin's module is or belongs to."""
     file = getattr(module, "__file__", None)
-    if not file or not getattr(module, "__package__", None):
+    if not isinstance(file, str) or not getattr(module, "__package__", None):
         return None
     folder = Path(file).parent / "recipes"
     return folder if folder.is_dir() else None
@@ -201,7 +239,7 @@ def _version_and_needs(
         metadata = distribution.metadata if distribution else None
         if metadata is None:
             return "", None
-        version = metadata["Version"] or ""
+        version = one_line(metadata["Version"] or "")
         if metadata["Name"] == "mmssl":  # as every first-party plugin's
             return version, None
         wanted = [line for line in metadata.get_all("Requires-Dist") or () if _OF_MMSSL(line)]
@@ -239,6 +277,41 @@ def _refuse(name: str, version: str, needs: str) -> NoReturn:
     )
 
 
+def _entry_points() -> tuple[list[EntryPoint], list[Plugin]]:
+    """All of the group, and distributions whose entry points cannot be read, as broken plugins."""
+    try:
+        return list(importlib.metadata.entry_points(group="mmssl")), []
+    except Exception:  # one broken file takes all others with it: each by itself, which is slower
+        entries: dict[str, list[EntryPoint]] = {}
+        broken = []
+    for distribution in importlib.metadata.distributions():
+        name, version = _name_and_version(distribution)
+        if name in entries:  # the first of a name counts, as in importlib
+            continue
+        try:
+            entries[name] = [e for e in distribution.entry_points if e.group == "mmssl"]
+        except Exception as error:  # what importlib raises here differs between versions
+            entries[name] = []
+            reason = f"its entry_points.txt cannot be read: {one_line(error)}"
+            broken.append(Plugin(name, version, error=reason))
+    return [entry for some in entries.values() for entry in some], broken
+
+
+def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
+    try:
+        metadata = distribution.metadata
+        return one_line(metadata["Name"]), one_line(metadata["Version"])
+    except Exception:  # it has no metadata, or they are not text
+        return "a distribution without metadata", ""
+
+
+def _load(entry: EntryPoint) -> Any:
+    """Import what an entry point names."""
+    if not re.fullmatch(r"\w+(\.\w+)*(\s*:\s*\w+(\.\w+)*)?(\s*\[.*\])?", entry.value):
+        raise UserError(f"its entry point names {one_line(entry.value)!r}, which is no module")
+    return entry.load()
+
+
 @cache
 def discover() -> Registry:
     """The registry of this environment: the core's own components, then all entry points."""
@@ -246,14 +319,15 @@ def discover() -> Registry:
         ("mmssl", "", lambda: importlib.import_module("mmssl.builtin"))
     ]
     found: dict[int, tuple[str, str | None]] = {}
-    for entry in sorted(importlib.metadata.entry_points(group="mmssl"), key=lambda e: e.name):
+    found_entries, broken = _entry_points()
+    for entry in sorted(found_entries, key=lambda entry: entry.name):
         if id(entry.dist) not in found:  # a distribution may have several, and is read once
             found[id(entry.dist)] = _version_and_needs(entry.dist)
         version, needs = found[id(entry.dist)]
-        load = entry.load if needs is None else partial(_refuse, entry.name, version, needs)
+        own = partial(_load, entry)
+        load = own if needs is None else partial(_refuse, entry.name, version, needs)
         entries.append((entry.name, version, load))
     registry = load_plugins(entries)
-    core = registry.plugins[0]
-    version = sys.modules["mmssl"].__version__
-    registry.plugins[0] = Plugin(core.name, version, core.components, core.error)
+    registry.plugins[0] = replace(registry.plugins[0], version=sys.modules["mmssl"].__version__)
+    registry.plugins += broken
     return registry

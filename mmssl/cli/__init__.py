@@ -29,7 +29,7 @@ from mmssl.cli.schema import schema
 from mmssl.cli.search import search
 from mmssl.cli.status import status
 from mmssl.cli.table import table
-from mmssl.errors import UserError
+from mmssl.errors import UserError, one_line, printable
 from mmssl.registry import Registration, discover
 
 app = typer.Typer(
@@ -105,7 +105,7 @@ def _loaded(found: list[Registration]) -> Callable[..., object]:
         if len(found) > 1:
             owners = " and ".join(command.owner for command in found)
             raise UserError(f"command {found[0].name!r} is brought by {owners}; remove one of them")
-        return found[0].load()
+        return _command(found[0])
     except UserError as error:
         reason = str(error)
 
@@ -114,6 +114,21 @@ def _loaded(found: list[Registration]) -> Callable[..., object]:
 
         broken.__doc__ = f"Broken: {reason}"
         return broken
+
+
+def _command(registration: Registration) -> Callable[..., object]:
+    """A plugin's function, if typer makes a command of it."""
+    function = registration.load()
+    trial = typer.Typer()
+    try:
+        trial.command()(function)
+        typer.main.get_command(trial)
+    except Exception as error:  # of what typer's own code meets in a stranger's signature
+        raise UserError(
+            f"command {registration.name!r} of plugin {registration.owner!r} is not one that typer "
+            f"takes: {one_line(error)}"
+        ) from error
+    return function
 
 
 def _complete(shell: str) -> None:
@@ -165,5 +180,5 @@ def _path(context: Any) -> str:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"mmssl: {message}", file=sys.stderr)
+    print("mmssl: " + "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
     sys.exit(code)

@@ -13,6 +13,8 @@ def plugins() -> None:
         print(f"{plugin.name} {plugin.version}".rstrip())
         if plugin.error:
             print(f"  broken: {plugin.error}")
+        if plugin.slow:
+            print(f"  {plugin.slow}")
         by_kind: dict[str, list[str]] = {}
         for component in plugin.components:
             by_kind.setdefault(component.kind, []).append(component.name)

@@ -27,6 +27,9 @@ from typing import Any
 
 SHELLS = ("bash", "zsh", "fish")
 
+# Seconds that one plugin may take to load before nobody waits for what it brings.
+_PATIENCE = 2.0
+
 #: Set by the shells' scripts.
 VARIABLE = "_MMSSL_COMPLETE"
 
@@ -50,8 +53,10 @@ def answer(shell: str, words: Sequence[str], root: Callable[[Sequence[str]], Any
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="surrogateescape")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
+    from mmssl import guests
     from mmssl.completion import bash, line
 
+    guests.TIME_LIMIT = _PATIENCE
     if shell == "bash":
         typed = bash.split(*words)
         found = [typed.reply(each) for each in line.candidates(root(typed.words), typed.words)]

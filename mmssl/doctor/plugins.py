@@ -17,6 +17,9 @@ def look() -> Iterator[Finding | Doing]:
         if plugin.error:
             advice = "mend, update or uninstall it; recipes that use nothing of it work"
             yield Finding(what, "warning", f"broken: {plugin.error}", advice)
+        elif plugin.slow:
+            found, _, advice = plugin.slow.partition(": ")[2].partition(": ")
+            yield Finding(what, "warning", found, f"its author can {advice}")
         elif plugin.name != "mmssl":
             count = len(plugin.components)
             found = f"{plugin.version}, {count} component{'' if count == 1 else 's'}"
