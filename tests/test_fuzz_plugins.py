@@ -325,20 +325,18 @@ def test_the_command_line_goes_on_among_broken_distributions(tmp_path: Path) -> 
     assert "quickstart" in run("run", "--help")[0]
     listed, _ = run("plugins")
     assert listed.replace("\n", "").isprintable()
-    blocks = {block.split()[0]: block for block in listed.split("\n") if block[:1] != " "}
     reasons = _reasons(listed)
     assert "SystemExit: 3" in reasons["body01"]
     assert "nobody pressed Ctrl-C" in reasons["body03"]
     assert "SyntaxError" in reasons[f"body{BODIES.index('def broken(:'):02}"]
     assert "took longer than 1 s" in reasons["sleeper"]
-    assert "within" in reasons["sleeper"] or "where it is used" in reasons["sleeper"]
     assert "partially initialized module" in reasons["cycle_a"]
     assert "other letters" in reasons["with space"]
     assert "\\x1b[31mred" in reasons
     assert "is no module" in reasons["no_module"]
-    assert "loaded already" in reasons["mmssl_media"] or "loaded already" in listed
+    assert "loaded already" in reasons["mmssl_media"]
     assert "entry_points.txt cannot be read" in reasons["no_equals"]
-    assert blocks["good"]
+    assert "good" not in reasons
     names, _ = run("ls", "objectives")
     assert "good_one" in names
     assert "xdc" in names
