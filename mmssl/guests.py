@@ -66,7 +66,8 @@ def guest(name: str) -> Iterator[None]:
     finally:
         if folder is not None:
             os.chdir(folder)
-        sys.path[:] = [*path, *(each for each in sys.path if each not in path)]
+        added = [each for each in sys.path if isinstance(each, str) and each not in path]
+        sys.path[:] = [*path, *added]
         for number, handler in handlers.items():
             if signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
