@@ -1,6 +1,7 @@
 """AVBert of three modalities, and of two others than video and audio."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,20 +9,20 @@ import pytest
 import torch
 from ranks import on_ranks
 from test_avbert_backbone import close, slow
-from test_avbert_objective import slow_mep
+from test_avbert_objective import batch_of as batch_of_names
+from test_avbert_objective import built as built_of
+from test_avbert_objective import one_step, slow_mep, spied
 from tiny_avbert import RECIPE, avbert, clips, present
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from mmssl import Backbone, UserError
-from mmssl.contracts import Batch, Features, Losses
+from mmssl.contracts import Batch, Features
 from mmssl.data.draws import Draws
 from mmssl.pipeline.plan import make_plan
 from mmssl.recipe import load
-from mmssl.training import distributed
-from mmssl.training.batch_norm import synchronise
 from mmssl.training.encoders import Encoders
-from mmssl_avbert.backbone import AVBert, Contextualised, Fusion
+from mmssl_avbert.backbone import AVBert, Fusion
 from mmssl_avbert.objective import AVBertPretraining
 from mmssl_avbert.pairing import partners
 
@@ -64,18 +65,10 @@ def masks(*rows: str) -> dict[str, Tensor]:
 
 
 def built(net: AVBert | None = None, **changed: Any) -> tuple[AVBertPretraining, Encoders, AVBert]:
-    net = net or three(pooled="cnn")
-    encoders = Encoders({"+".join(net.names): net}, list(net.names))
-    sizes = {"hidden": 10, "projection": 7, "init_std": 0.4, "masking": 0.5}
-    objective = AVBertPretraining(**(sizes | changed))
-    objective.build(encoders)
-    return objective, encoders, net
+    return built_of(net or three(pooled="cnn"), **changed)
 
 
-def batch_of(*rows: str, seeds: Tensor | None = None) -> Batch:
-    size = len(rows)
-    seeds = torch.arange(size) + 100 if seeds is None else seeds
-    return Batch(torch.arange(size), seeds, {}, masks(*rows), torch.full((size,), -100))
+batch_of = partial(batch_of_names, names=NAMES)
 
 
 # The backbone
@@ -285,24 +278,6 @@ def test_terms_are_those_of_the_formulas(fusion: Fusion, wrong_pairs: Any) -> No
     assert int(losses.counts[f"{kinds[0]}/audio-imu/cpp"]) == 4  # who has sound and motion
 
 
-def spied(
-    objective: AVBertPretraining, batch: Batch, features: dict[str, Features]
-) -> tuple[Losses, Tensor, Contextualised]:
-    """The losses, which clips were masked, and what the Transformers first said."""
-    seen: list[tuple[Tensor, Contextualised]] = []
-    net = objective._backbone[0]
-    forward = net.contextualise
-
-    def spy(x: Any, there: Any, masked: Any = None) -> Contextualised:
-        seen.append((masked, forward(x, there, masked)))
-        return seen[-1][1]
-
-    net.contextualise = spy  # type: ignore[method-assign]
-    losses = objective.loss(batch, features)
-    net.contextualise = forward  # type: ignore[method-assign]
-    return losses, *seen[0]
-
-
 @pytest.mark.parametrize("rows", [ROWS, ("vai", "va"), ("v", "i"), ("", "")])
 def test_gradients_reach_all_that_is_there(rows: tuple[str, ...]) -> None:
     batch = batch_of(*rows)
@@ -324,23 +299,7 @@ def trained(rows: list[str]) -> dict[str, Any]:
     """A step's losses and gradients, of this rank's part of the rows."""
     torch.manual_seed(3)
     objective, encoders, _ = built(pool="global", number_of_negatives=3, wrong_pairs="inputs")
-    if distributed.size() > 1:
-        synchronise(encoders)
-    whole = three_clips(len(rows))
-    own = [*distributed.share(len(rows))]
-    batch = batch_of(*(rows[i] for i in own), seeds=torch.tensor(own) + 7)
-    losses = objective.loss(
-        batch, encoders({name: clip[own] for name, clip in whole.items()}, batch.present)
-    )
-    losses.total.backward()
-    parameters = {**dict(objective.named_parameters()), **dict(encoders.named_parameters())}
-    return {
-        "parts": {name: distributed.mean(value) for name, value in losses.parts.items()},
-        "counts": losses.counts,
-        "gradients": {
-            name: distributed.mean(p.grad) for name, p in parameters.items() if p.grad is not None
-        },
-    }
+    return one_step(objective, encoders, rows, three_clips(len(rows)))
 
 
 def test_ranks_together_are_one_process() -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 from unittest.mock import patch
@@ -49,17 +49,18 @@ def built(
     backbone: AVBert | None = None, **changed: Any
 ) -> tuple[AVBertPretraining, Encoders, AVBert]:
     backbone = backbone or avbert(pooled="cnn")
-    encoders = Encoders({"video+audio": backbone}, list(NAMES))
+    encoders = Encoders({"+".join(backbone.names): backbone}, list(backbone.names))
     sizes = {"hidden": 10, "projection": 7, "init_std": 0.4, "masking": 0.5}
     objective = AVBertPretraining(**(sizes | changed))
     objective.build(encoders)
     return objective, encoders, backbone
 
 
-def batch_of(*rows: str, seeds: Tensor | None = None) -> Batch:
+def batch_of(*rows: str, seeds: Tensor | None = None, names: Sequence[str] = NAMES) -> Batch:
     size = len(rows)
     seeds = torch.arange(size) + 100 if seeds is None else seeds
-    return Batch(torch.arange(size), seeds, {}, present(*rows), torch.full((size,), -100))
+    there = present(*rows, names=names)
+    return Batch(torch.arange(size), seeds, {}, there, torch.full((size,), -100))
 
 
 def features_of(batch: Batch, length: int = 3, seed: int = 1) -> dict[str, Features]:
@@ -384,11 +385,17 @@ def trained(rows: list[str], changed: dict[str, Any]) -> dict[str, Any]:
     """A step's losses and gradients, of this rank's part of the rows."""
     torch.manual_seed(3)
     objective, encoders, _ = built(**changed)
+    return one_step(objective, encoders, rows, clips(len(rows)))
+
+
+def one_step(
+    objective: AVBertPretraining, encoders: Encoders, rows: list[str], whole: dict[str, Tensor]
+) -> dict[str, Any]:
     if distributed.size() > 1:
         synchronise(encoders)
-    whole = clips(len(rows))
     own = [*distributed.share(len(rows))]
-    batch = batch_of(*(rows[i] for i in own), seeds=torch.tensor(own) + 7)
+    seeds = torch.tensor(own) + 7
+    batch = batch_of(*(rows[i] for i in own), seeds=seeds, names=encoders.modalities)
     features = encoders({name: clip[own] for name, clip in whole.items()}, batch.present)
     losses = objective.loss(batch, features)
     losses.total.backward()

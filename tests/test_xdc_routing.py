@@ -1,4 +1,4 @@
-"""XDC of three modalities and more: whose clusters each encoder predicts, by `routing`."""
+"""Deep clustering of three modalities and more: XDC by `routing`, and the other methods."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -20,7 +20,7 @@ from mmssl.training.encoders import Encoders
 from mmssl.training.log import read_log
 from mmssl_clustering.costs import tables
 from mmssl_clustering.measures import purity
-from mmssl_clustering.objectives import XDC, Routing
+from mmssl_clustering.objectives import CDC, MDC, SDC, XDC, DeepClustering, Routing
 
 ROUTINGS = get_args(Routing)
 DIMS = {"video": 6, "audio": 4, "imu": 3}
@@ -38,7 +38,7 @@ LABELLINGS = {
 }
 
 
-def built(objective: XDC, dims: Mapping[str, int] = DIMS) -> XDC:
+def built(objective: Any, dims: Mapping[str, int] = DIMS) -> Any:
     backbones = {name: Perceptron(dim=dim) for name, dim in dims.items()}
     objective.build(Encoders(backbones, list(dims)))
     return objective
@@ -100,16 +100,26 @@ def blobs(n: int) -> dict[str, np.ndarray]:
 ABSENT = {"video": [3], "audio": [7, 8], "imu": [8, 20]}
 
 
-@pytest.mark.parametrize("routing", ROUTINGS)
-def test_labels_and_loss_are_those_of_a_slow_reference(tmp_path: Path, routing: Routing) -> None:
-    objective = built(XDC(routing=routing, clusters=5))
+# All of deep clustering: the objective, its labellings, and which an encoder predicts.
+METHODS: dict[str, tuple[DeepClustering, list[str], dict[str, list[str]]]] = {
+    "sdc": (SDC(clusters=5), list(DIMS), {name: [name] for name in DIMS}),
+    "mdc": (MDC(clusters=5), list(DIMS), {name: list(DIMS) for name in DIMS}),
+    "cdc": (CDC(clusters=5), ["joint"], {name: ["joint"] for name in DIMS}),
+    **{r: (XDC(clusters=5, routing=r), LABELLINGS[r], ROUTES[r]) for r in ROUTINGS},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_and_loss_are_those_of_a_slow_reference(tmp_path: Path, method: str) -> None:
+    objective, labellings, routed = METHODS[method]
+    built(objective)
     data = blobs(60)
     round = FakeRound(tmp_path, {"train": data}, absent=ABSENT)
     objective.begin_round(round)
     expected_labels: dict[str, list[int]] = {}
-    for name in LABELLINGS[routing]:
+    for name in labellings:
         centroids = np.load(tmp_path / f"{name}.centroids.npy")
-        sources = name.split("+")
+        sources = list(DIMS) if name == "joint" else name.split("+")
         labels = []
         for row in range(60):
             vectors = [data[source][row] for source in sources]
@@ -135,7 +145,7 @@ def test_labels_and_loss_are_those_of_a_slow_reference(tmp_path: Path, routing: 
     features = {m: Features(torch.randn(len(rows), d, requires_grad=True)) for m, d in DIMS.items()}
     losses = objective.loss(batch, features)
     expected = 0.0
-    for modality, names in ROUTES[routing].items():
+    for modality, names in routed.items():
         for name in names:
             head = objective.heads[modality][name]  # type: ignore[index]
             each = []
@@ -154,7 +164,7 @@ def test_labels_and_loss_are_those_of_a_slow_reference(tmp_path: Path, routing: 
         assert found.pooled.grad is not None
         taught = [
             row not in ABSENT[modality]
-            and any(expected_labels[name][row] != IGNORE for name in ROUTES[routing][modality])
+            and any(expected_labels[name][row] != IGNORE for name in routed[modality])
             for row in rows
         ]
         assert found.pooled.grad.any(1).tolist() == taught
