@@ -87,7 +87,7 @@ def test_help(arguments: list[str], tmp_path: Path) -> None:
 def test_examples_in_the_help_of_a_verb(tmp_path: Path) -> None:
     done = mmssl("run", "--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert "mmssl run recipes/quickstart.yaml" in done.stdout
+    assert "\n    mmssl run recipes/quickstart.yaml\n    mmssl run quickstart name=" in done.stdout
     assert "--dry-run" in done.stdout
 
 

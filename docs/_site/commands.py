@@ -55,4 +55,5 @@ def _anchor(name: str) -> str:
 
 
 def _paragraphs(command: Any) -> list[str]:
-    return (command.help or "").strip().split("\n\n")
+    # "\b" keeps the lines of a paragraph apart in the terminal.
+    return (command.help or "").replace("\b\n", "").strip().split("\n\n")

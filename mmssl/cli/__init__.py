@@ -1,6 +1,8 @@
 """The command line. One file for each verb; what a verb needs is imported when it runs."""
 
+import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -65,8 +67,15 @@ _VERBS = {
         completion,
     )
 }
+
+
+def _help(verb: Callable[..., object]) -> str:
+    """A docstring as typer prints it, with the lines of its examples left as they are."""
+    return re.sub(r"^(Examples?:\n)", "\b\n\\1", inspect.getdoc(verb) or "", flags=re.M)
+
+
 for name, verb in _VERBS.items():
-    app.command(name)(verb)
+    app.command(name, help=_help(verb))(verb)
 
 
 def _version(wanted: bool) -> None:
@@ -96,7 +105,8 @@ def _add_commands_of_plugins(words: Sequence[str]) -> None:
         app.add_typer(added, name=group)
         if group in words[:1]:
             for verb, found in commands.items():
-                added.command(verb)(_loaded(found))
+                function = _loaded(found)
+                added.command(verb, help=_help(function))(function)
 
 
 def _loaded(found: list[Registration]) -> Callable[..., object]:
