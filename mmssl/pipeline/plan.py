@@ -54,7 +54,7 @@ def make_plan(recipe: Recipe) -> Plan:
     heads = _count(objective)
     steps = _total_steps(recipe, objective.rounds)
     summary = (
-        f"{recipe.name}: {recipe.objective.use} of {' and '.join(modalities)} on {device}, "
+        f"{recipe.name}: {recipe.objective.use} of {_listed(list(modalities))} on {device}, "
         f"{objective.rounds} round{'s' * (objective.rounds != 1)}, {steps:,} steps, "
         f"{_count(encoders) + heads:,} parameters"
     )
@@ -85,6 +85,11 @@ def make_plan(recipe: Recipe) -> Plan:
             *([Table("evaluations", ("name", "component"), stages)] if stages else []),
         ],
     )
+
+
+def _listed(names: list[str]) -> str:
+    """``video``, ``video and audio``, or ``video, audio and imu``."""
+    return " and ".join([", ".join(names[:-1]), *names[-1:]] if names[1:] else names)
 
 
 def quantity(value: float, unit: str) -> str:
