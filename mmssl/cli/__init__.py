@@ -11,6 +11,7 @@ import typer
 
 from mmssl import __version__
 from mmssl.cli.cancel import cancel
+from mmssl.cli.check_plugin import check_plugin
 from mmssl.cli.compare import compare
 from mmssl.cli.completion import completion
 from mmssl.cli.copy import copy
@@ -62,6 +63,7 @@ _VERBS = {
         describe,
         plugins,
         new_plugin,
+        check_plugin,
         schema,
         doctor,
         completion,

@@ -84,8 +84,8 @@ class Case:
 
     @cached_property
     def expected(self) -> dict[str, Features]:
-        """Of the whole batch, in evaluation."""
-        with torch.no_grad():
+        """Of the whole batch, in evaluation, in float32 wherever it is first asked for."""
+        with torch.no_grad(), autocast(torch.device("cpu"), "fp32"):
             return self.features(self.network)
 
 
@@ -259,11 +259,12 @@ def trains_all(case: Case) -> None:
     assert isinstance(loss, Tensor)
     loss.backward()
     without = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    without = [name for name in without if name not in _trained_by_objective(case, bool(without))]
     if without:
         fail(
-            f"{len(without)} parameters get no gradient from its features: "
-            f"{', '.join(without[:5])}{', ...' * (len(without) > 5)}. Use them, leave them out, or "
-            "set requires_grad_(False)"
+            f"{len(without)} parameters get no gradient, neither from its features nor from the "
+            f"recipe's objective: {', '.join(without[:5])}{', ...' * (len(without) > 5)}. Use "
+            "them, leave them out, or set requires_grad_(False)"
         )
     broken = [
         n
@@ -272,6 +273,21 @@ def trains_all(case: Case) -> None:
     ]
     if broken:
         fail(f"the gradients of {', '.join(broken[:5])} are not finite: add an epsilon to roots")
+
+
+def _trained_by_objective(case: Case, asked: bool) -> set[str]:
+    """Parameters that the recipe's objective trains by other ways than the features."""
+    from mmssl.testing import objective
+
+    key = "+".join(case.keys)
+    recipe = case.material.recipe
+    if not asked or recipe.backbones.get(key) != case.spec:
+        return set()
+    behind = objective.Case(case.material, recipe.objective)
+    with behind.undone():
+        behind.backward(behind.losses(behind.batch), "")
+        whole = behind.loop.encoders.backbones[key]
+        return {name for name, p in whole.named_parameters() if p.grad is not None}
 
 
 def computes_in_bf16(case: Case) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 from unittest import SkipTest
 
 from mmssl.errors import UserError
+from mmssl.training.interruption import Interrupted
 
 Case = TypeVar("Case")
 
@@ -45,6 +46,8 @@ class Check:
             self._test()
         except (Nonconforming, SkipTest):
             raise
+        except Interrupted:  # by a signal that the loop noted: it was meant for the kit
+            raise KeyboardInterrupt from None
         except UserError as error:
             raise Nonconforming(f"{self.subject}: {error}") from error
         except Exception as error:

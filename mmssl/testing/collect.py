@@ -6,11 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmssl.errors import UserError
-from mmssl.recipe import Recipe
+from mmssl.pipeline.sweeps import runs_of
 from mmssl.recipe.component import ComponentSpec
 from mmssl.recipe.compose import shipped_recipes
-from mmssl.registry import Plugin, Registration, discover
-from mmssl.testing import component
+from mmssl.registry import Plugin, discover
+from mmssl.testing import (
+    backbone,
+    command,
+    component,
+    dataset,
+    evaluator,
+    modality,
+    numbers,
+    objective,
+    recipe,
+    watchers,
+)
+from mmssl.testing import plugin as plugins
 from mmssl.testing.check import Check, checks_of, fail
 from mmssl.testing.component import Component
 from mmssl.testing.material import Material
@@ -45,23 +57,28 @@ def conformance(plugin: str, recipes: Sequence[str | Path] | None = None) -> lis
 
         return [Check(f"plugin {plugin}", "loads", broken)]
     sources = _own_recipes(plugin) if recipes is None else [str(source) for source in recipes]
-    checks: list[Check] = []
+    checks = checks_of(f"plugin {plugin}", plugins.Case(plugin), plugins.TESTS)
     materials: list[Material] = []
     for source in sources:
         try:
-            materials += [Material(recipe) for recipe in _runs_of(source)]
+            materials += [Material(run) for run in runs_of(source, [], [])]
         except UserError as error:
             checks.append(Check(f"recipe {source}", "loads", _failing(str(error))))
+    for material in materials:
+        case = recipe.Case(material)
+        checks += checks_of(f"recipe {material.recipe.name}", case, recipe.TESTS)
     uses = list(_uses(materials))
     names = tuple(material.recipe.name for material in materials)
     for registration in found.components:
         own = [use for use in uses if use.spec.registration == registration]
         named = tuple(dict.fromkeys(use.material.recipe.name for use in own))
-        case = Component(registration, named, names)
-        tests = component.TESTS if registration.kind != "commands" else component.TESTS[:1]
-        checks += checks_of(case.subject, case, tests)
-        if own:
-            checks += _of_kind(case.subject, registration, own)
+        of_any = Component(registration, named, names)
+        if registration.kind == "commands":
+            checks += checks_of(of_any.subject, of_any, component.COMMAND_TESTS)
+            checks += checks_of(of_any.subject, command.Case(registration), command.TESTS)
+            continue
+        checks += checks_of(of_any.subject, of_any, component.TESTS)
+        checks += _of_kind(of_any.subject, registration.kind, own)
     return checks
 
 
@@ -80,12 +97,6 @@ def _own_recipes(plugin: str) -> list[str]:
     return [name for name in names if not Path(name).name.startswith("_")]
 
 
-def _runs_of(source: str) -> list[Recipe]:
-    from mmssl.pipeline.sweeps import runs_of
-
-    return runs_of(source, [], [])
-
-
 def _failing(message: str) -> Callable[[], None]:
     return lambda: fail(message)
 
@@ -96,24 +107,35 @@ def _uses(materials: Sequence[Material]) -> Iterator[_Use]:
             yield _Use(material, path, spec)
 
 
-def _of_kind(subject: str, registration: Registration, uses: Sequence[_Use]) -> list[Check]:
+def _of_kind(subject: str, kind: str, uses: Sequence[_Use]) -> list[Check]:
     """The checks of a component's own kind, as the first recipe that says enough names it."""
-    from mmssl.testing import backbone, dataset, modality, objective
-
-    kind = registration.kind
     for use in uses:
         keys = _keys(use)
+        material, spec = use.material, use.spec
         if kind == "modalities" and len(keys) == 1:
-            return checks_of(
-                subject, modality.Case(use.material, use.spec, keys[0]), modality.TESTS
-            )
+            return checks_of(subject, modality.Case(material, spec, keys[0]), modality.TESTS)
         if kind == "backbones" and keys:
-            return checks_of(subject, backbone.Case(use.material, use.spec, keys), backbone.TESTS)
+            return checks_of(subject, backbone.Case(material, spec, keys), backbone.TESTS)
         if kind == "datasets":
-            return checks_of(subject, dataset.Case(use.material, use.spec), dataset.TESTS)
+            return checks_of(subject, dataset.Case(material, spec), dataset.TESTS)
         if kind == "objectives" and use.path == ("objective",):
-            return checks_of(subject, objective.Case(use.material, use.spec), objective.TESTS)
+            return checks_of(subject, objective.Case(material, spec), objective.TESTS)
+        if kind == "evaluators":
+            case = evaluator.Case(material, str(use.path[1]))
+            return checks_of(subject, case, evaluator.TESTS)
+        if kind in _ALONE:
+            return checks_of(subject, numbers.Case(spec), _ALONE[kind])
+        if kind in _AROUND:
+            return checks_of(subject, watchers.Case(material, spec), _AROUND[kind])
     return []
+
+
+_ALONE = {"optimizers": numbers.OPTIMIZER_TESTS, "schedules": numbers.SCHEDULE_TESTS}
+_AROUND = {
+    "callbacks": watchers.CALLBACK_TESTS,
+    "trackers": watchers.TRACKER_TESTS,
+    "launchers": watchers.LAUNCHER_TESTS,
+}
 
 
 def _keys(use: _Use) -> tuple[str, ...]:

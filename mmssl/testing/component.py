@@ -20,7 +20,19 @@ from mmssl.testing.check import fail, require
 # How many arguments the core passes by position.
 _POSITIONAL = {"optimizers": 1, "schedules": 1}
 
-_ARTICLES = {"a": "an", "e": "an", "o": "an"}
+# How a recipe names one.
+_FIELDS = {
+    "modalities": "'modalities: {{key: {}}}'",
+    "datasets": "'data: {{train: {}}}'",
+    "backbones": "'backbones: {{key: {}}}'",
+    "objectives": "'objective: {}'",
+    "evaluators": "'evaluations: {{key: {}}}'",
+    "optimizers": "'training: {{optimizer: {}}}'",
+    "schedules": "'training: {{schedule: {}}}'",
+    "launchers": "'launch: {}'",
+    "trackers": "'trackers: [{}]'",
+    "callbacks": "'callbacks: [{}]'",
+}
 
 
 @dataclass(frozen=True)
@@ -83,8 +95,12 @@ def takes_keywords(case: Component) -> None:
         f"the core passes {allowed} argument by position, and {case.registration.target} takes "
         f"{len(positional)}",
     )
+    own = not isinstance(target, type) or "__init__" in vars(target)
     for parameter in found:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        # A class's **others are its base's parameters, which `mmssl describe` shows with its own.
+        passed_on = isinstance(target, type) and parameter.kind is parameter.VAR_KEYWORD
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if own and variadic and not passed_on:
             fail(
                 f"'{parameter}' in the signature of {case.registration.target} would take what no "
                 "recipe may say: name each parameter"
@@ -166,13 +182,14 @@ def is_named(case: Component) -> None:
     """A recipe names it."""
     if case.recipes:
         return
-    one, owner = SINGULAR[case.registration.kind], case.registration.owner
-    looked_at = ", ".join(case.looked_at) or f"there is none in the folder recipes/ of {owner}"
+    one, name = SINGULAR[case.registration.kind], case.registration.name
+    looked_at = ", ".join(case.looked_at)
+    looked_at = looked_at or f"there is none in the folder recipes/ of {case.registration.owner}"
+    field = _FIELDS[case.registration.kind].format(name)
     fail(
-        f"no recipe names {_ARTICLES.get(one[0], 'a')} {one} {case.registration.name!r}, so "
-        f"nothing else of it can be checked (recipes: {looked_at}). Add a small recipe to recipes/ "
-        f"in the package, or an axis 'sweep: {{{one}: {{{case.registration.name}: ...}}}}' to one "
-        "that is there"
+        f"no recipe names the {one} {name!r}, so nothing else of it can be checked (recipes: "
+        f"{looked_at}). Add a small recipe to recipes/ in the package that has {field}, or make it "
+        "a run of a recipe that is there, by 'sweep:'"
     )
 
 
@@ -185,3 +202,6 @@ TESTS = (
     keeps_contract,
     is_named,
 )
+
+# A command is typer's, which has types of its own.
+COMMAND_TESTS = (loads, is_documented)

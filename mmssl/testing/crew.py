@@ -37,9 +37,16 @@ def on_ranks(function: Callable[..., Any], *args: Any) -> list[Any]:
     try:
         return _crew.call(function, *args)
     except BaseException:
-        _crew.end()  # they may be anywhere in a collective call
-        _crew = None
+        dismiss()  # they may be anywhere in a collective call
         raise
+
+
+def dismiss() -> None:
+    """End them; the next call starts others, which see what was installed meanwhile."""
+    global _crew
+    if _crew is not None:
+        _crew.end()
+        _crew = None
 
 
 class _Crew:

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from mmssl.recipe import Recipe, load
 from mmssl.testing.check import fail
 from mmssl.training.features import prepare
 from mmssl.training.progress import Silent
+
+if TYPE_CHECKING:
+    from mmssl.testing.runs import TinyRun
 
 #: Clips in a batch of the kit: a power of 2, which ranks share.
 CLIPS = 8
@@ -48,6 +51,13 @@ class Material:
     def modalities(self) -> dict[str, Modality]:
         """By key, in the recipe's order."""
         return assembly.build_modalities(self.recipe)
+
+    @cached_property
+    def run(self) -> "TinyRun":
+        """The recipe's run at tiny size, in a temporary folder; not begun yet."""
+        from mmssl.testing.runs import TinyRun
+
+        return TinyRun(self.recipe)
 
     def rows(self, count: int) -> list[int]:
         """Some rows of the training data, spread over all."""
