@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from browser import chromium, opened
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from small_runs import mmssl as run_mmssl
@@ -186,6 +186,7 @@ def test_the_public_modules_are_there(parsed: dict[str, Parsed]) -> None:
                 assert f"{module}.{name}" in ids, f"{module}.{name}"
 
 
+@example(text="&#0")
 @given(text=st.text(st.characters(codec="ascii", min_codepoint=32), min_size=1, max_size=60))
 def test_text_from_signatures_means_itself(text: str) -> None:
     """Whatever a default or a description holds, a cell of a table shows it and no markup."""

@@ -21,6 +21,8 @@ def plain(text: str) -> str:
 
 def code(text: str) -> str:
     """A code span, which may stand in a table, too."""
+    if "&" in text:  # the parser of HTML before Markdown's completes what looks like an entity
+        return f"<code>{plain(text)}</code>"
     ticks = "``" if "`" in text else "`"
     return f"{ticks}{text}{ticks}" if text else ""
 
