@@ -57,6 +57,7 @@ LINES = {
     "mmssl run quickstart objective.use=xd": "mmssl run quickstart objective.use=xdc ",
     "mmssl run quickstart objective.clus": "mmssl run quickstart objective.clusters=",
     "mmssl run quickstart training.precision=bf": "mmssl run quickstart training.precision=bf16 ",
+    "mmssl check-plugin mmssl_ev": "mmssl check-plugin mmssl_evaluators ",
     "mmssl run quickstart --launch sl": "mmssl run quickstart --launch slurm ",
     "mmssl run --launch=sl": "mmssl run --launch=slurm ",
     "mmssl run my": "mmssl run my\\ small.yaml ",

@@ -4,14 +4,22 @@ from typing import Annotated
 
 import typer
 
+from mmssl.completion import names
+
 
 def check_plugin(
-    name: Annotated[str, typer.Argument(help="The plugin, as `mmssl plugins` shows it.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="The plugin, as `mmssl plugins` shows it.", autocompletion=names.plugins
+        ),
+    ],
     recipe: Annotated[
         list[str] | None,
         typer.Option(
             help="A recipe that names its components, once for each; by default those that the "
-            "plugin ships."
+            "plugin ships.",
+            autocompletion=names.recipes,
         ),
     ] = None,
     only: Annotated[
