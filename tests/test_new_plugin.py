@@ -71,6 +71,9 @@ def test_what_follows_from_a_name(name: str) -> None:
          "such as 'mmssl-class'"),
         ("Mmssl Thermal!", "such as 'mmssl-thermal'"),
         ("mmssl-3d", "such as 'mmssl-d'"),
+        ("mmssl-null", "in recipes, null is a value and no component's name; choose another one, "
+         "such as 'mmssl-my-null'"),
+        ("TRUE", "such as 'mmssl-my-true'"),
         ("mmssl", "a plugin 'mmssl' is installed already: choose another name"),
         ("../x", "such as 'mmssl-x'"),
         ("random", "there is a package 'random' already: choose another name, such as "

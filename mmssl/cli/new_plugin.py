@@ -57,5 +57,6 @@ def new_plugin(
         f"  mmssl run {package}/quickstart\n"
         "\nMake it yours: the places to change are named by\n"
         "  grep -rn CHANGE .\n"
+        "and what mmssl asks of every plugin is tried by\n"
         f"  mmssl check-plugin {package}"
     )

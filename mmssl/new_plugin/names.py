@@ -11,6 +11,7 @@ from mmssl.registry import SINGULAR, Registry
 
 # With longer ones, lines of the generated code would not fit in 100 columns.
 _MOST = 32
+_VALUES = ("null", "true", "false")  # of YAML
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 
 
@@ -54,6 +55,11 @@ def names_of(distribution: str) -> Names:
             f"{distribution!r} is a keyword of Python, which cannot be imported: choose another "
             f"name, such as {'mmssl-' + distribution!r}"
         )
+    if stem in _VALUES:
+        raise UserError(
+            f"{distribution!r} cannot name a plugin: in recipes, {stem} is a value and no "
+            f"component's name; choose another one, such as {_proposed(distribution)!r}"
+        )
     return Names(distribution, package, stem, "".join(map(str.title, stem.split("_"))))
 
 
@@ -61,6 +67,8 @@ def _proposed(name: str) -> str:
     """The nearest name that would do."""
     words = [word for word in re.findall("[a-z0-9]+", name.lower()) if word != "mmssl"]
     text = re.sub("^[0-9-]+", "", "-".join(words))[: _MOST - len("mmssl-")].strip("-")
+    if text in _VALUES:
+        text = f"my-{text}"
     return f"mmssl-{text or 'thermal'}"
 
 
