@@ -142,7 +142,7 @@ def test_killed_in_both_rounds_and_resumed_is_as_if_never_stopped(tmp_path: Path
 # Where motion alone is measured, those without it count as unreadable.
 TRAIN = "{use: manifest, path: all.csv}\n  workers: 0\n  max_bad: 0.3"
 THREE = (
-    RECIPE.replace("seed: 1", "seed: 1\nthreads: 1")
+    RECIPE.replace("seed: 1", "seed: 1\nthreads: 1\ntrackers: []")
     .replace(
         "backbones:\n",
         "  imu: {use: imu, channels: 2, seconds: 1, rate: 30, mean: 1, std: 2}\nbackbones:\n",
