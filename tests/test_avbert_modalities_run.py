@@ -59,7 +59,7 @@ class Killed(Exception):
 def toy(name: str) -> Vector:
     """Three clips of noise that the row has for itself, around what its class has."""
     made = Vector(name, noise=0.5, augment=0.05)
-    made.shape = SHAPES[name]  # type: ignore[assignment]
+    made.shape = SHAPES[name]
     return made
 
 
