@@ -813,6 +813,7 @@ class Callback:
         """A checkpoint was written, with the state from before this call.
 
         When one is written may depend on the clock, so nothing that is learned may depend on this.
+        Figures that are reported here are lost to a run that goes on from it.
 
         Args:
             run: what is lent.

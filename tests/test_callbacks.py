@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import recipe_components
 import torch
-from ranks import on_ranks
+from ranks import RankFailed, on_ranks
 from safetensors.torch import load_file
 from test_training import Killed, kill_at
 from torch import Tensor
@@ -300,6 +300,27 @@ def test_every_rank_is_called_at_the_same_points(tmp_path: Path) -> None:
     (alone,) = on_ranks(1, on_a_rank, tmp_path / "alone")
     distances = [met[2] for met in alone if isinstance(met, tuple)]
     assert [distance for *_, distance in steps] == pytest.approx(distances, rel=1e-4)
+
+
+class LastFails(Callback):
+    """Is at its end on every rank but the last one."""
+
+    def on_run_end(self, run: RunContext) -> None:
+        if distributed.rank() == distributed.size() - 1:
+            raise UserError("out of luck")
+
+
+def failing_on_a_rank(folder: Path) -> None:
+    short(folder, callbacks={"c": LastFails()}).run()
+
+
+def test_a_run_that_ends_badly_on_one_rank_is_not_complete(tmp_path: Path) -> None:
+    with pytest.raises(RankFailed) as caught:
+        on_ranks(2, failing_on_a_rank, tmp_path / "run")
+    assert caught.value.errors[1] == "UserError: callbacks.0: out of luck"
+    assert caught.value.errors[0]
+    assert (tmp_path / "run" / "checkpoints" / "step-00000006.pt").is_file()
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 class Counts(Tracker):

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, the last K kept."""
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,10 @@ def test_a_checkpoint_of_the_format_before_has_no_states(tmp_path: Path) -> None
     assert (state["callbacks"], state["trackers"], state["w"].tolist()) == ({}, {}, [1, 1])
 
 
+class Own(torch.Tensor):
+    """A class of tensors of somebody's own."""
+
+
 @pytest.mark.parametrize(
     ("state", "where"),
     [
@@ -106,6 +111,9 @@ def test_a_checkpoint_of_the_format_before_has_no_states(tmp_path: Path) -> None
         ({"a": [1, {"b": (2, Path("x"))}]}, r"\['a'\]\[1\]\['b'\]\[1\] is a pathlib"),
         ({(1, 2): 3}, r"has the key \(1, 2\)"),
         ([1, np.zeros(3)], r"state_dict\(\)\[1\] is a numpy.ndarray"),
+        # Classes of dicts and tensors that torch saves, and reads no more with weights_only.
+        (defaultdict(int, a=1), r"state_dict\(\) is a collections.defaultdict"),
+        ({"a": torch.zeros(2).as_subclass(Own)}, r"\['a'\] is a test_checkpoints.Own"),
     ],
 )
 def test_states_that_could_not_be_read_again_are_refused(state: object, where: str) -> None:
@@ -116,7 +124,8 @@ def test_states_that_could_not_be_read_again_are_refused(state: object, where: s
 def test_states_that_are_stored_are_read_again(tmp_path: Path) -> None:
     state = {
         "plain": [None, True, 3, 2.5, "x", b"y", (1, {2: "z"})],
-        "net": torch.nn.BatchNorm1d(2).state_dict(),
+        "net": torch.nn.BatchNorm1d(2).state_dict(),  # an OrderedDict
+        "parameter": torch.nn.Parameter(torch.ones(2)),
     }
     checkpoints.save(tmp_path, {"own": checkpoints.storable(state)}, step=1, keep=1)
     read = checkpoints.load_newest(tmp_path)

@@ -19,7 +19,9 @@ from small_runs import Started, mmssl, outcome, steps
 import mmssl as api
 from mmssl.errors import UserError
 from mmssl.formats import Format
-from mmssl.pipeline.records import Records
+from mmssl.pipeline import evaluation
+from mmssl.pipeline.jobs import load_run
+from mmssl.pipeline.records import STARTED, Records
 from mmssl.pipeline.run_folder import RunFolder
 from mmssl.recipe import compose, load
 
@@ -105,6 +107,32 @@ def test_what_an_earlier_version_finished_is_not_done_again(
     assert mmssl("export", "runs/small", cwd=tmp_path).returncode == 0
     done = mmssl("report", "runs/small", "--no-media", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_job_goes_on_in_the_folder_of_an_earlier_version(tmp_path: Path) -> None:
+    """It was queued before mmssl was updated; nobody but it writes there meanwhile."""
+    run = tmp_path / "runs" / "small"
+    shutil.copytree(EARLIER, run)
+    written = (run / "recipe.yaml").read_bytes()
+    finished = run / "stages" / "evaluate-near.json"
+    half_done = run / "evaluations" / "near"
+    (half_done / "features").mkdir(parents=True)
+    fingerprint = json.loads(finished.read_text())["fingerprint"]
+    (half_done / STARTED).write_text(json.dumps(fingerprint))
+    finished.unlink()
+    (run / "stages" / "pretrain.json").unlink()
+    folder = RunFolder(load_run(run))
+    evaluation._begin(half_done, folder.fingerprint("near"))
+    assert (half_done / "features").is_dir()
+    for stage in ("pretrain", "near"):
+        assert not folder.finished(stage)
+        folder.finish(stage)
+        assert folder.finished(stage)
+        assert Records(run).finished(stage), "what mmssl status and mmssl export ask"
+    assert (run / "recipe.yaml").read_bytes() == written
+    folder.prepare()
+    assert all(RunFolder(load_run(run)).finished(stage) for stage in ("pretrain", "near", "probe"))
+    assert all(Records(run).finished(stage) for stage in ("pretrain", "near", "probe"))
 
 
 @pytest.mark.parametrize(

@@ -91,8 +91,13 @@ class RunFolder:
         self._start: dict[str, Any] | None = None
 
     def fingerprint(self, stage: str) -> str:
-        """Of what decides a stage's result: its own part of the recipe and what it builds on."""
-        return fingerprint(self.recipe.plain(), stage)
+        """Of what decides a stage's result: its own part of the recipe and what it builds on.
+
+        As the folder's recipe has it: a job may find one that an earlier version wrote.
+        """
+        now = fingerprint(self.recipe.plain(), stage)
+        written, today = self._earlier(stage) or (now, now)
+        return written if today == now else now
 
     @contextmanager
     def locked(self, stage: str | None = None) -> Iterator[None]:
@@ -230,14 +235,15 @@ class RunFolder:
         record = read_json(self.records.finish_file(stage))
         if record is None:
             return False
-        now = self.fingerprint(stage)
-        return record["fingerprint"] == now or (record["fingerprint"], now) == self._earlier(stage)
+        now = fingerprint(self.recipe.plain(), stage)
+        return record["fingerprint"] in (now, self.fingerprint(stage))
 
     def _earlier(self, stage: str) -> tuple[str, str] | None:
         """Fingerprints of a stage of the folder's recipe: as it was written, and as it is today."""
-        if not (self.path / "recipe.yaml").is_file() or stage not in self.records.stages:
+        records = Records(self.path)  # read anew: `mmssl evaluate` may add to it meanwhile
+        if not (self.path / "recipe.yaml").is_file() or stage not in records.stages:
             return None
-        return fingerprints(self.records.recipe, stage)
+        return fingerprints(records.recipe, stage)
 
     def _adopt(self) -> None:
         """Know what was done of this recipe when it had fewer fields under today's fingerprints."""
@@ -256,7 +262,7 @@ class RunFolder:
             written, today = fingerprints(self.records.recipe, stage)
             if stage in evaluations and stage not in self.recipe.evaluations:
                 today = now  # added by `mmssl evaluate`; its own part is kept as it was written
-            if today != now or written not in known:
+            if today != now:
                 continue
             if record and record["fingerprint"] == written:
                 _write_json(file, {**record, "fingerprint": now})

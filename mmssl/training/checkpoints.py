@@ -15,19 +15,21 @@ flushed to the disk and renamed.
 import os
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.errors import UserError
 from mmssl.formats import CHECKPOINT
 
 _UMASK = os.umask(0)  # the only way to read it is to set it
 os.umask(_UMASK)
-_PLAIN = (type(None), bool, int, float, str, bytes)
+# Exactly these: a checkpoint with any other class, be it one of theirs, is never read again.
+_PLAIN = (type(None), bool, int, float, str, bytes, Tensor, nn.Parameter)
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
@@ -80,9 +82,10 @@ def storable(state: Any, where: str = "state_dict()") -> Any:
     """A component's own state, if a checkpoint that holds it can be read again.
 
     Raises:
-        TypeError: some of it is neither plain nor a tensor: NumPy's numbers, for instance.
+        TypeError: some of it is neither plain nor a tensor: NumPy's numbers, for instance, or a
+            ``defaultdict``.
     """
-    if isinstance(state, dict):
+    if type(state) in (dict, OrderedDict):
         for key, value in state.items():
             if type(key) not in (str, int):
                 raise TypeError(f"{where} has the key {key!r}: neither a string nor an int")
@@ -90,7 +93,7 @@ def storable(state: Any, where: str = "state_dict()") -> Any:
     elif type(state) in (list, tuple):
         for number, value in enumerate(state):
             storable(value, f"{where}[{number}]")
-    elif not isinstance(state, Tensor) and type(state) not in _PLAIN:
+    elif type(state) not in _PLAIN:
         kind = f"{type(state).__module__}.{type(state).__qualname__}"
         raise TypeError(
             f"{where} is a {kind}: only None, bool, int, float, str, tensors, and lists and dicts "

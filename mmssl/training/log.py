@@ -60,7 +60,10 @@ class Log:
 
     def states(self) -> dict[str, Any]:
         """Of the trackers, by name: what a checkpoint keeps of them."""
-        return {name: storable(tracker.state_dict()) for name, tracker in self._trackers.items()}
+        return {
+            name: storable(tracker.state_dict(), f"state_dict() of the tracker {name!r}")
+            for name, tracker in self._trackers.items()
+        }
 
     def length(self) -> int:
         """Bytes written so far, safely on the disk."""

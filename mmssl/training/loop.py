@@ -217,6 +217,7 @@ class Pretraining:
                     self._round()
                 self._agree_on_statistics()  # each rank goes on with what rank 0 saves
                 self.callbacks("on_run_end")
+                distributed.maximum([0])  # nothing is saved unless every rank came here
         except RuntimeError as error:
             # Between steps each rank stops by itself, and this one waited for one that did.
             if distributed.is_lost(error) and self._stop.is_set():
