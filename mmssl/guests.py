@@ -45,7 +45,8 @@ def guest(name: str) -> Iterator[None]:
     stays, behind what was there.
 
     The limit is an alarm, and comes between two steps of Python: a library of C that does not
-    return is not interrupted. In another thread than the main one, and where an alarm is set
+    return is not interrupted, and torch and numpy are imported to their end, as half of one is
+    worse than none. In another thread than the main one, and where an alarm is set
     already, there is no limit.
 
     Raises:
@@ -71,6 +72,12 @@ def guest(name: str) -> Iterator[None]:
         for number, handler in handlers.items():
             if signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
+
+
+def _half_imported() -> bool:
+    """Is a library that mmssl needs, too, about to be imported? Interrupted, it never would be."""
+    specs = (getattr(sys.modules.get(name), "__spec__", None) for name in ("numpy", "torch"))
+    return any(getattr(spec, "_initializing", False) for spec in specs)
 
 
 def _alarm_is_set() -> bool:
@@ -114,7 +121,7 @@ def _limit(name: str) -> Iterator[None]:
 
     def alarm(number: int, frame: FrameType | None) -> None:
         nonlocal told
-        if time.monotonic() - begun >= TIME_LIMIT:
+        if time.monotonic() - begun >= TIME_LIMIT and not _half_imported():
             raise UserError(
                 f"its import took longer than {TIME_LIMIT:g} s and was given up: import what is "
                 "slow, torch above all, where it is used, not where the plugin is loaded"

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import signal
 import subprocess
 import time
 from collections.abc import Mapping
@@ -116,6 +117,32 @@ def test_a_command_that_hangs_is_given_up_and_ends(
     while time.monotonic() < end and _runs(pid):
         time.sleep(0.05)
     assert not _runs(pid)
+
+
+def test_a_process_that_cannot_be_killed_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that waits for a dead disk: the examination ends, and what it said is kept."""
+    for name in ("sbatch", "srun", "squeue"):
+        script(tmp_path, name, "exit 0")
+    script(tmp_path, "sinfo", f"echo $PPID > {tmp_path}/pid; exec sleep 600")
+    monkeypatch.setattr(examination.os, "killpg", lambda *_: None)
+    monkeypatch.setattr(examination, "_GRACE", 0.2)
+    try:
+        found = look("slurm", monkeypatch, {"PATH": f"{tmp_path}:/usr/bin:/bin"}, time_limit=4)
+    finally:
+        monkeypatch.undo()
+        if (tmp_path / "pid").exists():
+            os.killpg(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    assert found["sinfo"].found == "no answer within 4 s"
+
+
+def test_modules_of_the_folder_are_not_taken_for_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('json of this folder')")
+    monkeypatch.chdir(tmp_path)
+    assert look("machine", monkeypatch, {})["cores"].found
 
 
 def _runs(pid: int) -> bool:

@@ -247,6 +247,31 @@ def test_a_slow_plugin_is_named_and_a_too_slow_one_is_given_up(
     assert "slow takes long to import" in capsys.readouterr().err
 
 
+def test_a_plugin_that_is_given_up_leaves_torch_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Half of a torch cannot be imported again, and mmssl needs it."""
+    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    monkeypatch.setattr(guests, "TIME_LIMIT", 0.1)
+    monkeypatch.setattr(guests, "PATIENCE", 0.1)
+    monkeypatch.delitem(sys.modules, "numpy", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "numpy.py").write_text("import time\ntime.sleep(1)\nwhole = True\n")
+
+    def heavy() -> Any:
+        __import__("numpy")
+        time.sleep(60)
+
+    try:
+        (found,) = load_plugins([("heavy", "", heavy)]).plugins
+        whole = getattr(sys.modules.get("numpy"), "whole", False)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left)
+    assert found.error is not None
+    assert "given up" in found.error
+    assert whole
+
+
 def test_ctrl_c_while_a_plugin_loads_is_the_users(tmp_path: Path) -> None:
     install_plugin(
         tmp_path, "waits", "import pathlib, time\npathlib.Path('began').touch()\ntime.sleep(600)"

@@ -78,6 +78,8 @@ def test_what_follows_from_a_name(name: str) -> None:
         ("../x", "such as 'mmssl-x'"),
         ("random", "there is a package 'random' already: choose another name, such as "
          "'mmssl-random'"),
+        ("tests", "the plugin's tests lie in a folder tests/: choose another name, such as "
+         "'mmssl-tests'"),
         ("mmssl-media", "a plugin 'mmssl_media' is installed already: choose another name"),
         ("mmssl-video", "there is a modality 'video' already, of 'mmssl_media': choose another "
          "name, as recipes would have to tell them apart"),

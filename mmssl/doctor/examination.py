@@ -10,11 +10,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from importlib import import_module
+from time import monotonic
 
 from mmssl.doctor import Area, Doing, Finding
+from mmssl.errors import one_line
 
 #: Seconds after which an area is given up.
 TIME_LIMIT = 18.0
+
+# Seconds that a process which was killed is waited for.
+_GRACE = 2.0
 
 #: Looked at together: most of the time goes into imports.
 _AT_ONCE = 4
@@ -38,7 +43,7 @@ def examine(
 def _in_a_process(area: str, time_limit: float, stop: threading.Event) -> list[Finding]:
     """What a process finds that does nothing else, and why it ended if it did not finish."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "mmssl.doctor.examination", area],
+        [sys.executable, "-P", "-m", "mmssl.doctor.examination", area],  # -P: not from this folder
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -47,16 +52,20 @@ def _in_a_process(area: str, time_limit: float, stop: threading.Event) -> list[F
         start_new_session=True,  # so that what it has started ends with it
     )
     ended = ""
-    waited = 0.0
+    begun = monotonic()
     while True:
         try:
             out, err = process.communicate(timeout=0.2)
             break
-        except subprocess.TimeoutExpired:
-            waited += 0.2
+        except subprocess.TimeoutExpired as error:
+            waited = monotonic() - begun
             if (waited > time_limit or stop.is_set()) and not ended:
                 ended = f"no answer within {time_limit:g} s"
+                time_limit = waited
                 os.killpg(process.pid, signal.SIGKILL)
+            if ended and waited > time_limit + _GRACE:  # a dead disk's cannot even be killed
+                out, err = (error.output or b"").decode(errors="replace"), ""
+                break
     found: list[Finding] = []
     doing = f"the examination of {area}"
     finished = False
@@ -75,7 +84,7 @@ def _in_a_process(area: str, time_limit: float, stop: threading.Event) -> list[F
     if not ended:
         code = process.returncode
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
-        last = (err.strip().splitlines() or [""])[-1]
+        last = one_line((err.strip().splitlines() or [""])[-1])
         ended = f"crashed ({name})" + (f": {last}" if last else "")
     return [*found, Finding(doing, "problem", ended, _ADVICE.get(area, ""))]
 

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 from mmssl.doctor import Doing, Finding
+from mmssl.errors import one_line
 
 _SECONDS = 6.0
 
@@ -42,14 +43,21 @@ def _said(command: str, arguments: list[str], meant: Callable[[list[str]], str])
     advice = _WITHOUT.get(command, _ADVICE)
     try:
         done = subprocess.run(
-            [command, *arguments], capture_output=True, text=True, timeout=_SECONDS, check=False
+            [command, *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return Finding(command, "warning", f"no answer within {_SECONDS:g} s", advice)
     except OSError as error:
         return Finding(command, "warning", f"does not start: {error.strerror}", advice)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        reason = one_line(
+            (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        )
         return Finding(command, "warning", reason, advice)
     return Finding(command, "ok", meant(done.stdout.splitlines()))
 

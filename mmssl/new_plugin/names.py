@@ -87,6 +87,8 @@ def check_free(names: Names, components: Iterable[tuple[str, str]], registry: Re
     way_out = "choose another name"
     if not names.package.startswith("mmssl") and find_spec(free.replace("-", "_")) is None:
         way_out += f", such as {free!r}"
+    if names.package == "tests":
+        raise UserError(f"the plugin's tests lie in a folder tests/: {way_out}")
     if any(plugin.name == names.package for plugin in registry.plugins):
         raise UserError(f"a plugin {names.package!r} is installed already: {way_out}")
     if find_spec(names.package) is not None:

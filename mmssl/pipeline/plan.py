@@ -254,9 +254,9 @@ def _check_features(
                     features: dict[str, Features] = ghost(clips, present)
                 else:
                     features = {key: ghost(clips[key])}
-        except NotImplementedError:
-            continue  # a network whose shapes depend on the data itself
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+            if asks_for_data(error):
+                continue
             shapes = ", ".join(f"{n} {list(modalities[n].shape)}" for n in names)
             reason = (str(error) or type(error).__name__).splitlines()[0]
             who = f"{key} " if place else ""
@@ -271,6 +271,14 @@ def _check_features(
                     f"gives pooled features of shape {list(shape)} for 2 clips of {name}, but "
                     f"declares dim {backbone.dim}; this is the plugin's defect",
                 )
+
+
+def asks_for_data(error: Exception) -> bool:
+    """Did a network on the device ``meta`` fail as it looked at values, such as ``x.max().item()``?
+
+    Torch has an error of its own for some operations, and a mere text for ``item``.
+    """
+    return isinstance(error, NotImplementedError) or "on meta tensors" in str(error)
 
 
 def _settings(recipe: Recipe) -> Settings:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Dying(Pretraining):
 
 
 class FirstStep(Pretraining):
-    """Takes one step, without dropout, and keeps what it computed.
+    """Takes one step, without dropout, some rows without a modality, and keeps what it computed.
 
     Attributes:
         quiet: compute as in evaluation.
@@ -110,7 +111,7 @@ class FirstStep(Pretraining):
         )
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        losses = super().step(batch, factor)
+        losses = super().step(_with_gaps(batch, self.settings.accumulate), factor)
         self.drew = not torch.equal(before, torch.get_rng_state())
         self.loss = float(distributed.mean(losses.total))
         self.parts = {name: float(distributed.mean(x)) for name, x in losses.parts.items()}
@@ -120,6 +121,25 @@ class FirstStep(Pretraining):
             if p.requires_grad
         }
         raise Reached
+
+
+def _with_gaps(batch: Batch, accumulate: int) -> Batch:
+    """The batch, its first rows each without another modality.
+
+    They are the first of every micro-batch of all ranks, so that ranks have different numbers of
+    rows that count: with equal ones a mean over a rank's own rows would look right.
+    """
+    if len(batch.present) < 2:
+        return batch  # a row without its only modality is in no batch
+    own = len(batch) // accumulate
+    place = distributed.rank() * own + torch.arange(len(batch)) % own
+    clips, present = dict(batch.clips), dict(batch.present)
+    for number, name in enumerate(present):
+        absent = place == number
+        present[name] = present[name] & ~absent
+        clips[name] = clips[name].clone()
+        clips[name][absent] = 0
+    return replace(batch, clips=clips, present=present)
 
 
 def ready(recipe: Recipe, folder: Path) -> Ready:

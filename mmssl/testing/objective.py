@@ -409,7 +409,8 @@ def _compare(one: dict[str, Any], there: dict[str, Any]) -> None:
         theirs = there["loss"] if name == "loss" else there["parts"].get(name)
         if theirs is None:
             fail(f"on {SIZE} ranks the part {name!r} is missing: name the same on every rank")
-        ties = 0.0 if name == "loss" else _TIES  # of a share of rows, such as an accuracy
+        share = name != "loss" and 0 <= ours <= 1  # of rows, such as an accuracy
+        ties = _TIES if share else 0.0
         if abs(ours - theirs) > max(_LOSS * max(1e-3, abs(ours)), ties):
             fail(f"{name} is {ours:.6g} in one process and {theirs:.6g} on {SIZE} ranks; {rule}")
     largest = max(
