@@ -126,7 +126,7 @@ def test_a_process_that_cannot_be_killed_is_left(
     for name in ("sbatch", "srun", "squeue"):
         script(tmp_path, name, "exit 0")
     script(tmp_path, "sinfo", f"echo $PPID > {tmp_path}/pid; exec sleep 600")
-    monkeypatch.setattr(examination.os, "killpg", lambda *_: None)
+    monkeypatch.setattr(os, "killpg", lambda *_: None)
     monkeypatch.setattr(examination, "_GRACE", 0.2)
     try:
         found = look("slurm", monkeypatch, {"PATH": f"{tmp_path}:/usr/bin:/bin"}, time_limit=4)
