@@ -69,6 +69,19 @@ class Listed(Vector):
     shape = [8]  # type: ignore[assignment]  # noqa: RUF012
 
 
+class Unfinished(Modality):
+    """What stands for a sample that lacks it is left out."""
+
+    kind = "vector"
+    shape = (8,)
+
+    def read(self, media: Media, window: Window, rng: np.random.Generator | None) -> Tensor:
+        return torch.zeros(8)
+
+    def prepare(self, batch: Tensor, draws: Draws | None) -> Tensor:
+        return batch
+
+
 class Ragged(Vector):
     """Longer in odd rows."""
 
@@ -809,7 +822,7 @@ KINDS: dict[str, dict[str, Any]] = {
         c.__name__.lower(): c
         for c in (
             Vector, Listed, Ragged, Shrinking, Restless, Hashing, Unpicklable, Crashing,
-            Skipping, Misshapen, Dividing, InPlace, Whitening, Counting,
+            Skipping, Misshapen, Dividing, InPlace, Whitening, Counting, Unfinished,
         )
     },
     "datasets": {

@@ -29,7 +29,7 @@ from mmssl.data.loading import (
     training_window,
 )
 from mmssl.data.sampling import Sampler
-from mmssl.data.skipped import Skipped, read_ledger
+from mmssl.data.skipped import Lacking, Skipped, read_ledger
 from mmssl.errors import UserError
 
 MODALITIES = {"a": Vector("a"), "b": Vector("b", dim=3)}
@@ -104,6 +104,21 @@ def test_an_unreadable_row_stays_in_its_place_when_measuring() -> None:
     assert torch.cat([x.batch.present["b"] for x in loaded]).tolist()[4]
     assert loaded[1].batch.clips["a"][1].eq(0).all()
     assert loaded[0].batch.split == "validation"
+
+
+def test_a_modality_that_a_whole_batch_lacks_is_told_once() -> None:
+    dataset = Rows(12, bad=[9], without={"a": [4], "b": range(3, 12)})
+    reader = ClipReader(dataset, MODALITIES, seed=1)
+    settings = LoaderSettings()
+    loaded = list(
+        ordered_batches(reader, range(12), batch_size=3, split="train", settings=settings)
+    )
+    assert [list(x.lacking) for x in loaded] == [[], ["b"], ["b"], ["b"]]
+    lines: list[str] = []
+    tell = Lacking(lines.append)
+    for each in loaded:
+        tell(each)
+    assert lines == ["none of 3 samples in a batch has b: the first is row3: it has no b"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -219,6 +219,15 @@ def test_a_defect_is_found_and_told(
     assert told in str(failed.value)
 
 
+def test_what_cannot_be_built_is_told_once(named: Named) -> None:
+    checks = [c for c in named("modalities", "unfinished") if c.subject == "modality unfinished"]
+    told = failures(checks)
+    assert list(told) == ["it is, or returns, what its kind's contract says"]
+    assert "Unfinished does not define empty" in told.popitem()[1]
+    with pytest.raises(SkipTest, match="it cannot be tried: Unfinished does not define empty"):
+        next(c for c in checks if c.claim.startswith("prepare"))()
+
+
 def checks_of_plugin(name: str, subject: str = "") -> list[Check]:
     discover.cache_clear()
     return [check for check in conformance(name) if check.subject.startswith(subject)]

@@ -51,7 +51,7 @@ class Vector(Modality):
         if fields["bad"] == "True":
             raise BadMedia("is damaged")
         if fields.get(f"without {self.name}") == "True":
-            raise MissingModality
+            raise MissingModality(f"it has no {self.name}")
         row, label = int(fields["row"]), media.sample.label
         assert label is not None
         salt = sum(self.name.encode())

@@ -52,12 +52,14 @@ class Loaded:
 
     ``exhausted``: so many samples in a row were unreadable that the batch is not whole. An
     exception in a loader process would reach the main one with a traceback in its message.
+    ``lacking``: of modalities that no sample of the batch has, why the first one lacks them.
     ``seconds``: by step of reading, where that is measured (`mmssl.data.timing`).
     """
 
     batch: Batch
     unreadable: list[Unreadable]
     exhausted: bool = False
+    lacking: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def pin_memory(self) -> "Loaded":
@@ -74,13 +76,14 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Clip:
-    """One sample, read: raw tensors by modality, and which of them are real."""
+    """One sample, read: raw tensors by modality, which of them are real, and why others are not."""
 
     row: int
     seed: int
     label: Tensor
     tensors: dict[str, Tensor]
     present: dict[str, bool]
+    lacks: dict[str, str] = field(default_factory=dict)
 
 
 def training_window(start: float, end: float, seconds: float, rng: np.random.Generator) -> Window:
@@ -193,9 +196,9 @@ class ClipReader:
         with self._watched(row), Media(sample) as media:
             readers = self._readers(sample)
             window = training_window(media.start, media.end, _seconds(readers), rng("window"))
-            tensors, present = _read_all(readers, media, window, rng)
+            read = _read_all(readers, media, window, rng)
         seed = derive_seed(self.seed, "augment", position)
-        return Clip(row, seed, self._label(sample), tensors, present)
+        return Clip(row, seed, self._label(sample), *read)
 
     def _at_row(self, item: int) -> tuple[Clip, list[Unreadable]]:
         row, view = divmod(item, len(self.views))
@@ -204,10 +207,10 @@ class ClipReader:
             with self._watched(row), Media(sample) as media:
                 readers = self._readers(sample)
                 window = self.views.window(view, media.start, media.end, _seconds(readers))
-                tensors, present = _read_all(readers, media, window, lambda _: None)
+                read = _read_all(readers, media, window, lambda _: None)
         except BadMedia as error:
             return self._empty(row, sample), [Unreadable(row, sample.id, str(error))]
-        return Clip(row, 0, self._label(sample), tensors, present), []
+        return Clip(row, 0, self._label(sample), *read), []
 
     @contextmanager
     def _watched(self, row: int) -> Iterator[None]:
@@ -262,19 +265,22 @@ def _read_all(
     media: Media,
     window: Window,
     rng: Callable[[str], np.random.Generator | None],
-) -> tuple[dict[str, Tensor], dict[str, bool]]:
-    tensors, present = {}, {}
+) -> tuple[dict[str, Tensor], dict[str, bool], dict[str, str]]:
+    """Tensors by modality, which are real, and of the others why they are not."""
+    tensors, present, lacks = {}, {}, {}
     for name, modality in modalities.items():
         try:
             with timing.step(f"read {name}"):
                 tensors[name] = modality.read(media, window, rng(name))
             present[name] = True
-        except MissingModality:
+        except MissingModality as error:
             tensors[name] = modality.empty()
             present[name] = False
+            reason = f": {error}" if str(error) else ""
+            lacks[name] = f"{media.sample.id}{reason}"
     if not any(present.values()):
         raise BadMedia(f"has none of the modalities {', '.join(present)}")
-    return tensors, present
+    return tensors, present, lacks
 
 
 def collate(items: Sequence[tuple[Clip, list[Unreadable]]], split: Split) -> Loaded:
@@ -295,6 +301,11 @@ def collate(items: Sequence[tuple[Clip, list[Unreadable]]], split: Split) -> Loa
         batch,
         unreadable=[failure for _, failures in items for failure in failures],
         exhausted=any(len(failures) == _ATTEMPTS for _, failures in items),
+        lacking={
+            name: next(why for clip in clips if (why := clip.lacks.get(name)) is not None)
+            for name in names
+            if any(name in clip.lacks for clip in clips) and not any(c.present[name] for c in clips)
+        },
         seconds=timing.take(),
     )
 

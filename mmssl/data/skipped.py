@@ -1,14 +1,14 @@
-"""The ledger of samples that could not be read."""
+"""The ledger of samples that could not be read, and word of modalities that are not there."""
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmssl.contracts import Split
-from mmssl.data.loading import Unreadable
+from mmssl.data.loading import Loaded, Unreadable
 from mmssl.errors import UserError
 
 
@@ -86,3 +86,23 @@ class Skipped:
         """Does the file end with a line's end, or was a process killed while writing one?"""
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"
+
+
+class Lacking:
+    """Says, once of each modality, that a whole batch lacks it: a column may have another name.
+
+    Args:
+        say: shows a line to whoever watches.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._told: set[str] = set()
+
+    def __call__(self, loaded: Loaded) -> None:
+        """Look at a batch."""
+        for name, why in loaded.lacking.items():
+            if name not in self._told:
+                self._told.add(name)
+                count = len(loaded.batch)
+                self._say(f"none of {count} samples in a batch has {name}: the first is {why}")

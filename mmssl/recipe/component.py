@@ -90,6 +90,9 @@ def blame(registration: Registration) -> str:
 def _check_call(target: Any, registration: Registration, args: Any, kwargs: Any) -> None:
     """A component that cannot be called this way is its author's mistake, told from a TypeError
     within it, which keeps its traceback."""
+    if missing := sorted(getattr(target, "__abstractmethods__", ())):
+        name = target.__qualname__
+        raise UserError(f"{blame(registration)}: {name} does not define {', '.join(missing)}")
     try:
         inspect.signature(target).bind(*args, **kwargs)
     except TypeError as error:

@@ -31,6 +31,7 @@ class Check:
     subject: str
     claim: str
     _test: Callable[[], None] = field(repr=False, compare=False)
+    _first: "Check | None" = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.claim}"
@@ -42,6 +43,12 @@ class Check:
             Nonconforming: the claim is false; the message says what to change.
             unittest.SkipTest: it does not apply, with the reason.
         """
+        if self._first is not None:
+            try:
+                self._first()
+            except Nonconforming as error:
+                reason = f"it cannot be tried: {error}"
+                raise SkipTest(reason) from error
         try:
             self._test()
         except (Nonconforming, SkipTest):
@@ -54,9 +61,21 @@ class Check:
             raise Nonconforming(f"{self.subject}: {_raised(error)}") from error
 
 
-def checks_of(subject: str, case: Case, tests: Iterable[Callable[[Case], None]]) -> list[Check]:
-    """A check for each function; what it claims is the first line of its docstring."""
-    return [Check(subject, claim_of(test), _bound(test, case)) for test in tests]
+def checks_of(
+    subject: str,
+    case: Case,
+    tests: Iterable[Callable[[Case], None]],
+    first: Check | None = None,
+) -> list[Check]:
+    """A check for each function; what it claims is the first line of its docstring.
+
+    Args:
+        subject: of whom.
+        case: what the functions are called with.
+        tests: the functions.
+        first: a quick check without which these cannot be tried, and are left out.
+    """
+    return [Check(subject, claim_of(test), _bound(test, case), first) for test in tests]
 
 
 def claim_of(test: Callable[..., None]) -> str:

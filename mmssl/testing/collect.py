@@ -1,9 +1,10 @@
 """Which checks a plugin gets: from what it registers, and from the recipes that name it."""
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmssl.errors import UserError
 from mmssl.pipeline.sweeps import runs_of
@@ -78,7 +79,9 @@ def conformance(plugin: str, recipes: Sequence[str | Path] | None = None) -> lis
             checks += checks_of(of_any.subject, command.Case(registration), command.TESTS)
             continue
         checks += checks_of(of_any.subject, of_any, component.TESTS)
-        checks += _of_kind(of_any.subject, registration.kind, own)
+        (fits,) = checks_of(of_any.subject, of_any, [component.keeps_contract])
+        for tests in _of_kind(registration.kind, own):
+            checks += checks_of(of_any.subject, *tests, first=fits)
     return checks
 
 
@@ -107,27 +110,28 @@ def _uses(materials: Sequence[Material]) -> Iterator[_Use]:
             yield _Use(material, path, spec)
 
 
-def _of_kind(subject: str, kind: str, uses: Sequence[_Use]) -> list[Check]:
-    """The checks of a component's own kind, as the first recipe that says enough names it."""
+def _of_kind(kind: str, uses: Sequence[_Use]) -> Iterator[tuple[Any, Iterable[Any]]]:
+    """What a component is put to as its own kind, by the first recipe that says enough of it."""
     for use in uses:
         keys = _keys(use)
         material, spec = use.material, use.spec
         if kind == "modalities" and len(keys) == 1:
-            return checks_of(subject, modality.Case(material, spec, keys[0]), modality.TESTS)
-        if kind == "backbones" and keys:
-            return checks_of(subject, backbone.Case(material, spec, keys), backbone.TESTS)
-        if kind == "datasets":
-            return checks_of(subject, dataset.Case(material, spec), dataset.TESTS)
-        if kind == "objectives" and use.path == ("objective",):
-            return checks_of(subject, objective.Case(material, spec), objective.TESTS)
-        if kind == "evaluators":
-            case = evaluator.Case(material, str(use.path[1]))
-            return checks_of(subject, case, evaluator.TESTS)
-        if kind in _ALONE:
-            return checks_of(subject, numbers.Case(spec), _ALONE[kind])
-        if kind in _AROUND:
-            return checks_of(subject, watchers.Case(material, spec), _AROUND[kind])
-    return []
+            yield modality.Case(material, spec, keys[0]), modality.TESTS
+        elif kind == "backbones" and keys:
+            yield backbone.Case(material, spec, keys), backbone.TESTS
+        elif kind == "datasets":
+            yield dataset.Case(material, spec), dataset.TESTS
+        elif kind == "objectives" and use.path == ("objective",):
+            yield objective.Case(material, spec), objective.TESTS
+        elif kind == "evaluators":
+            yield evaluator.Case(material, str(use.path[1])), evaluator.TESTS
+        elif kind in _ALONE:
+            yield numbers.Case(spec), _ALONE[kind]
+        elif kind in _AROUND:
+            yield watchers.Case(material, spec), _AROUND[kind]
+        else:
+            continue
+        return
 
 
 _ALONE = {"optimizers": numbers.OPTIMIZER_TESTS, "schedules": numbers.SCHEDULE_TESTS}

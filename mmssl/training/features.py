@@ -13,6 +13,7 @@ from mmssl.data.draws import Draws
 from mmssl.data.loading import (
     CENTRAL,
     ClipReader,
+    Loaded,
     LoaderSettings,
     Unreadable,
     Views,
@@ -83,6 +84,7 @@ class FeatureStream:
         settings: of the loader.
         seed: the recipe's.
         unreadable: called for each row that cannot be read.
+        lacking: is shown every batch, to tell of modalities that are not there.
     """
 
     encoders: Encoders
@@ -94,6 +96,7 @@ class FeatureStream:
     seed: int
     unreadable: Callable[[Split, Unreadable], None]
     channels_last: bool = False
+    lacking: Callable[[Loaded], None] | None = None
 
     def __call__(
         self,
@@ -123,6 +126,8 @@ class FeatureStream:
             for item in loaded:
                 for failure in item.unreadable:
                     self.unreadable(split, failure)
+                if self.lacking is not None:
+                    self.lacking(item)
                 batch = item.batch.to(self.device)
                 with torch.no_grad():
                     with autocast(self.device, self.precision):

@@ -51,7 +51,7 @@ from mmssl.data.loading import (
     training_batches,
 )
 from mmssl.data.sampling import Sampler
-from mmssl.data.skipped import Skipped
+from mmssl.data.skipped import Lacking, Skipped
 from mmssl.errors import UserError
 from mmssl.training import checkpoints, distributed
 from mmssl.training.batch_norm import synchronise
@@ -165,6 +165,7 @@ class Pretraining:
             settings.max_bad,
             writes=distributed.is_main(),
         )
+        self._lacking = Lacking(progress.say)
         self.stream = FeatureStream(
             encoders=self.encoders,
             modalities=modalities,
@@ -174,6 +175,7 @@ class Pretraining:
             settings=loader,
             seed=settings.seed,
             unreadable=self.skipped,
+            lacking=self._lacking,
             channels_last=settings.channels_last,
         )
 
@@ -372,6 +374,7 @@ class Pretraining:
             waited += time.monotonic() - began
             for failure in loaded.unreadable:
                 self.skipped("train", failure)
+            self._lacking(loaded)
             factor = plan.factor(settings.place(state.step, plan.epochs))
             losses = self.step(loaded.batch, factor)
             state.step += 1
