@@ -202,7 +202,13 @@ def test_a_broken_and_a_talking_plugin_say_nothing_to_the_shell(tmp_path: Path) 
         "os.write(1, b'done\\tTALK2\\n')\n"
         "from mmssl import hookimpl\n"
         "@hookimpl\ndef register_objectives(register):\n"
-        "    register('spoken\\nline', 'talker:x'); register('talk', 'talker:x')\n",
+        "    register('talk', 'talker:x')\n",
+    )
+    install_plugin(
+        tmp_path,
+        "odd",
+        "from mmssl import hookimpl\n"
+        "@hookimpl\ndef register_objectives(register):\n    register('spoken\\nline', 'odd:x')\n",
     )
     env = with_path(tmp_path, _MMSSL_COMPLETE="fish")
     done = subprocess.run(

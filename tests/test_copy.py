@@ -129,6 +129,16 @@ def test_here_is_the_folder_of_the_original(
     assert file.read_text().endswith("# the end\n")
 
 
+def test_a_folder_may_be_called_as_a_variable_is(tmp_path: Path) -> None:
+    there = tmp_path / "a${b}"
+    there.mkdir()
+    values = [value for value in WRITTEN if "VARIABLE" not in value]
+    (there / "a.yaml").write_text("".join(f"k{i}: {value}\n" for i, value in enumerate(values)))
+    file = tmp_path / "b.yaml"
+    file.write_text(copied(str(there / "a.yaml"), file))
+    assert meaning(str(file), {}) == meaning(str(there / "a.yaml"), {})
+
+
 @pytest.mark.parametrize("stem", ["-x", "a b", "é", "x" * 101])
 def test_a_file_that_cannot_name_a_run_is_refused(stem: str) -> None:
     with pytest.raises(UserError, match="its stem is to name the run: at most 100 letters"):

@@ -65,10 +65,13 @@ def _of_function(function: ast.FunctionDef, docstring: str | None) -> Iterator[W
 
 def _of_class(definition: ast.ClassDef, module: str, steps: int) -> Iterator[Written]:
     docstring = ast.get_docstring(definition)
+    own: list[Written] = []
     for statement in definition.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            yield from _of_function(statement, docstring)
-            return
+            own = list(_of_function(statement, docstring))
+            yield from own
+            if statement.args.kwarg is None:
+                return
     if any("dataclass" in ast.unparse(decorator) for decorator in definition.decorator_list):
         described = arguments(docstring or "")
         for statement in definition.body:
@@ -79,7 +82,8 @@ def _of_class(definition: ast.ClassDef, module: str, steps: int) -> Iterator[Wri
     for base in definition.bases:
         if isinstance(base, ast.Name) and base.id != definition.name:
             found = list(_parameters(module, base.id, steps - 1))
-            yield from found
+            names = [parameter.name for parameter in own]
+            yield from (parameter for parameter in found if parameter.name not in names)
             if found:
                 return
 

@@ -15,8 +15,8 @@ from time import monotonic
 from mmssl.doctor import Area, Doing, Finding
 from mmssl.errors import one_line
 
-#: Seconds after which an area is given up.
-TIME_LIMIT = 18.0
+#: Seconds after which an area is given up: importing torch from a cold network disk takes its time.
+TIME_LIMIT = 60.0
 
 # Seconds that a process which was killed is waited for.
 _GRACE = 2.0
