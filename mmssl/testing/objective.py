@@ -24,7 +24,7 @@ from mmssl.testing.check import fail, not_applicable, require, shown
 from mmssl.testing.crew import SIZE, on_ranks
 from mmssl.testing.loops import Ready, first_step, ready, temporary_folder, tiny
 from mmssl.testing.material import CLIPS, Material, altered, seed_everything
-from mmssl.testing.tensors import difference
+from mmssl.testing.tensors import difference, own_kernels
 from mmssl.training import checkpoints
 from mmssl.training.features import autocast, prepare
 
@@ -336,7 +336,7 @@ def finishes(case: Case) -> None:
 
 def computes_in_bf16(case: Case) -> None:
     """In bf16 the loss and its gradients are finite"""
-    with case.undone():
+    with case.undone(), own_kernels():
         with autocast(torch.device("cpu"), "bf16"):
             losses = case.losses(case.batch)
         require(

@@ -1,6 +1,8 @@
 """How tensors are compared, and what a network's tensors are."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 
 import torch
@@ -58,3 +60,16 @@ def features_differ(
 def rows_of(features: Mapping[str, Features], rows: slice | list[int]) -> dict[str, Features]:
     """The same features of some samples."""
     return {name: found.map(lambda x: x[rows]) for name, found in features.items()}
+
+
+@contextmanager
+def own_kernels() -> Iterator[None]:
+    """Compute with torch's own kernels on the CPU.
+
+    Of some strided convolutions oneDNN's gradients in bf16 hold memory that nobody wrote (seen with
+    torch 2.14), which is no component's fault.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # putting the flags back speaks of GPUs that are not there
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield

@@ -33,8 +33,9 @@ evaluations:
     regularisation: [0.01]
 """
 
-#: 2 rounds of 2 epochs of 4 steps.
+#: 2 rounds of 2 epochs of 4 steps, of 8 clips each.
 STEPS = 16
+BATCH = 8
 
 # A plugin that lets tests act between two steps: it waits after each for as long as the run's
 # folder has a file that says from which step on, and how many seconds.

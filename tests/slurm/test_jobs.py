@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cluster import Cluster
-from jobs import STEPS, Run, Site, make_site
+from jobs import BATCH, STEPS, Run, Site, make_site
 from small_runs import leftovers, outcome, steps
 
 STAGES = ("pretrain", "clusters", "probe")
@@ -68,12 +68,16 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def same_within_rounding(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """To 2e-4 in the first round; in the second a maximum may have gone to another pixel."""
+    """To 2e-4 in the first round; in the second a maximum may have gone to another pixel, and so
+    may a row of the batch to another cluster."""
     assert [r["kind"] for r in found["log"]] == [r["kind"] for r in expected["log"]]
     for ours, theirs in zip(found["log"], expected["log"], strict=True):
         numbers = {k: v for k, v in theirs.items() if k != "kind"}
-        near = 2e-4 if theirs["step"] <= STEPS // 2 else 1e-2
-        assert {k: v for k, v in ours.items() if k != "kind"} == pytest.approx(numbers, rel=near)
+        first = theirs["step"] <= STEPS // 2
+        for name, number in numbers.items():
+            row = 0.0 if first or not name.endswith("/accuracy") else 1 / BATCH
+            near = pytest.approx(number, rel=2e-4 if first else 1e-2, abs=row or None)
+            assert ours[name] == near, (name, theirs["step"])
     assert found["clusters"].keys() == expected["clusters"].keys()
     for name, array in expected["clusters"].items():
         if name.endswith(".labels.npy"):
