@@ -68,15 +68,21 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def same_within_rounding(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """To 2e-4 in the first round; in the second a maximum may have gone to another pixel, and so
-    may a row of the batch to another cluster."""
+    """To 2e-4 in the first round, and of video in the second one to 1e-3.
+
+    In the network of sound a maximum goes to another place when numbers are rounded otherwise, on
+    some processors more than once: its loss may be off by some percent in the second round, and two
+    clips of a batch go to another cluster.
+    """
     assert [r["kind"] for r in found["log"]] == [r["kind"] for r in expected["log"]]
     for ours, theirs in zip(found["log"], expected["log"], strict=True):
-        numbers = {k: v for k, v in theirs.items() if k != "kind"}
-        first = theirs["step"] <= STEPS // 2
-        for name, number in numbers.items():
-            row = 0.0 if first or not name.endswith("/accuracy") else 1 / BATCH
-            near = pytest.approx(number, rel=2e-4 if first else 1e-2, abs=row or None)
+        assert ours.keys() == theirs.keys()
+        for name in theirs.keys() - {"kind"}:
+            rel, rows = 2e-4, 0
+            if theirs["step"] > STEPS // 2:
+                rel, rows = (1e-3, 0) if name.startswith("video/") else (0.1, 2)
+            absolute = rows / BATCH if name.endswith("/accuracy") else None
+            near = pytest.approx(theirs[name], rel=rel, abs=absolute)
             assert ours[name] == near, (name, theirs["step"])
     assert found["clusters"].keys() == expected["clusters"].keys()
     for name, array in expected["clusters"].items():
