@@ -376,9 +376,13 @@ SUPERVISED_KINETICS = "xdc/pretrain/supervised_kinetics"
 
 CELLS: list[tuple[str, str, dict[str, Any]]] = [
     ("xdc/methods#.xdc", KINETICS, {}),
-    ("xdc/methods#.mdc", KINETICS, {"objective.use": "mdc"}),
-    ("xdc/methods#.cdc", KINETICS, {"objective.use": "cdc"}),
-    ("xdc/methods#.sdc", KINETICS, {"objective.use": "sdc", "objective.balance": True}),
+    ("xdc/methods#.mdc", KINETICS, {"objective.routing": None, "objective.use": "mdc"}),
+    ("xdc/methods#.cdc", KINETICS, {"objective.routing": None, "objective.use": "cdc"}),
+    (
+        "xdc/methods#.sdc",
+        KINETICS,
+        {"objective.routing": None, "objective.use": "sdc", "objective.balance": True},
+    ),
     *(
         (
             f"xdc/clusters_{data}#.clusters-{k}",
