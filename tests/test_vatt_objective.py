@@ -208,7 +208,10 @@ def test_it_is_the_formulas(fields: dict[str, Any], narrated: bool, present: Ten
         *zip(objective.parameters(), exact.parameters(), strict=True),
     ):
         assert ours.grad is not None
-        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=2e-3, atol=2e-5)
+        assert theirs.grad is not None
+        # Rounding of float32 is a share of the largest entries, from whose sums small ones come.
+        atol = max(2e-5, 2e-3 * float(theirs.grad.abs().max()))
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=2e-3, atol=atol)
 
 
 def test_each_field_matters() -> None:
@@ -345,14 +348,16 @@ def test_ranks_compute_what_one_process_does(
     valid = NARRATED if narrated else None
     one = computed(fields, present, valid)
     found = on_ranks(size, computed, fields, present, valid)
-    # A lonely row has no variance, and rounding errors are divided by sqrt(eps).
-    atol = 3e-4 if present is LONELY else 1e-5
+    # A lonely row has no variance, and rounding errors are divided by sqrt(eps) in each of the norms
+    # that follow each other, going back as going forth; how large they are is the processor's.
+    atol, behind = (3e-4, 1e-2) if present is LONELY else (1e-5, 1e-5)
     for f in found:
         for key in ("total", "parts", "counts", "parameters", "state"):
-            torch.testing.assert_close(f[key], one[key], rtol=1e-4, atol=atol)
+            near = behind if key == "parameters" else atol
+            torch.testing.assert_close(f[key], one[key], rtol=1e-4, atol=near)
     for name, gradient in one["features"].items():
         ours = torch.cat([f["features"][name] for f in found])
-        torch.testing.assert_close(ours, gradient, rtol=1e-4, atol=atol)
+        torch.testing.assert_close(ours, gradient, rtol=1e-4, atol=behind)
 
 
 def run(folder: Path) -> list[dict[str, Any]]:
