@@ -348,8 +348,8 @@ def test_ranks_compute_what_one_process_does(
     valid = NARRATED if narrated else None
     one = computed(fields, present, valid)
     found = on_ranks(size, computed, fields, present, valid)
-    # A lonely row has no variance, and rounding errors are divided by sqrt(eps) in each of the norms
-    # that follow each other, going back as going forth; how large they are is the processor's.
+    # A lonely row has no variance, and rounding errors are divided by sqrt(eps) in each norm, going
+    # forth and back; how large they are is the processor's.
     atol, behind = (3e-4, 1e-2) if present is LONELY else (1e-5, 1e-5)
     for f in found:
         for key in ("total", "parts", "counts", "parameters", "state"):
