@@ -177,6 +177,18 @@ def test_an_evaluation_of_another_kind_is_not_done(
     assert not folder.finished("clusters")
 
 
+def test_an_evaluation_whose_plugin_has_gone_is_in_no_other_one_s_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    there = shutil.copytree(EARLIER, tmp_path / "runs" / "small") / "recipe.yaml"
+    text = there.read_text()
+    assert text.count("\nevaluations:\n") == 1
+    there.write_text(text.replace("\nevaluations:\n", "\nevaluations:\n  gone: {use: gone}\n"))
+    folder = RunFolder(load(EARLIER / "recipe.yaml"))
+    assert all(folder.finished(stage) for stage in ("pretrain", "clusters", "probe"))
+
+
 # Formats of recipes
 
 

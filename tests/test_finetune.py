@@ -19,11 +19,13 @@ from mmssl import hookimpl
 from mmssl.contracts import (
     Backbone,
     Batch,
+    Callback,
     Dataset,
     Evaluation,
     Features,
     Losses,
     Objective,
+    RunContext,
     Sample,
 )
 from mmssl.errors import UserError
@@ -125,6 +127,13 @@ class Nearer(Objective):
         return Losses((pooled[0] - pooled[-1]).pow(2).mean())
 
 
+class Noting(Callback):
+    """Says of each step that it was there."""
+
+    def on_step_end(self, run: RunContext, losses: Losses) -> None:
+        run.report({"noted": 1.0})
+
+
 def registry() -> Registry:
     plugin = types.ModuleType("toy")
     for kind, components in {
@@ -132,6 +141,7 @@ def registry() -> Registry:
         "datasets": {"rows": "ToyRows", "tagged": "Tagged"},
         "backbones": {"perceptron": "perceptron"},
         "objectives": {"nearer": "Nearer"},
+        "callbacks": {"noting": "Noting"},
     }.items():
 
         def hook(register: Any, components: dict[str, str] = components) -> None:
@@ -241,6 +251,18 @@ def test_it_learns_the_classes(tmp_path: Path) -> None:
     assert [row[0] for row in table["rows"]] == ["a", "b"]
     assert [c["title"] for c in confusions] == [f"Most frequent confusions of {m}" for m in "ab"]
     assert (out / "finetune.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_callbacks_of_pretraining_take_no_part(tmp_path: Path) -> None:
+    out = run(tmp_path, "callbacks=[noting]", "evaluations.ft.training.epochs=1")
+    kinds = [
+        [r["kind"] for r in read_log(folder)] for folder in (out.parents[1], out / "training-01")
+    ]
+    assert kinds[0].count("callback") == 4
+    assert (kinds[1].count("step"), kinds[1].count("callback")) == (6, 0)
+    saved = load_newest(out / "training-01" / "checkpoints")
+    assert saved is not None
+    assert saved["callbacks"] == {}
 
 
 def test_the_last_layer_alone(tmp_path: Path) -> None:
