@@ -11,6 +11,7 @@ from toys import Perceptron, Rows, Vector
 
 from mmssl.contracts import Features, Modality
 from mmssl.data.loading import LoaderSettings, Unreadable
+from mmssl.errors import UserError
 from mmssl.training.encoders import Encoders
 from mmssl.training.features import FeatureStream, Precision, _in_full, autocast, prepare
 from mmssl_media.audio import Audio
@@ -91,3 +92,27 @@ def test_what_is_read_of_features_of_a_class_of_their_own_is_float32() -> None:
     assert found.tokens is None
     assert found.pooled.dtype == found.candidates.dtype == torch.float32
     assert found.valid.dtype == torch.bool
+
+
+def test_clips_are_as_their_modality_declares() -> None:
+    modality = Vector("x")
+    clips = {"x": torch.zeros(3, 8)}
+    assert prepare(clips, {"x": modality}, None)["x"].shape == (3, 8)
+    modality.shape = (9,)
+    with pytest.raises(UserError, match=r"^modalities\.x: prepare gave clips of shape \(8,\)") as e:
+        prepare(clips, {"x": modality}, None)
+    assert "shape and dtype of Vector declare (9,) and torch.float32: correct one" in str(e.value)
+    modality.shape, modality.dtype = (8,), torch.int64
+    with pytest.raises(UserError, match=r"dtype torch\.float32, where .* \(8,\) and torch\.int64"):
+        prepare(clips, {"x": modality}, None)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_features_are_as_wide_as_their_backbone_declares(training: bool) -> None:
+    backbone = Perceptron(dim=16)
+    encoders = Encoders({"x": backbone}, ["x"]).train(training)
+    clips, present = {"x": torch.randn(3, 8)}, {"x": torch.tensor([True, False, True])}
+    assert encoders(clips, present)["x"].pooled.shape == (3, 16)
+    backbone.dim = 17
+    with pytest.raises(UserError, match=r"^backbones\.x: .* \(3, 16\), where dim .* \(3, 17\)"):
+        encoders(clips, present)

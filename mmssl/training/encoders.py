@@ -45,6 +45,9 @@ class Encoders(nn.Module):
         Args:
             clips: prepared clips, ``[B, ...]`` by modality.
             present: ``[B]`` bool by modality, on the CPU.
+
+        Raises:
+            UserError: pooled features are not as wide as their backbone's `dim` says.
         """
         everywhere = self._rows_everywhere(present)
         features: dict[str, Features] = {}
@@ -59,6 +62,8 @@ class Encoders(nn.Module):
                 features[key] = _train(backbone, clips[key], present[key], everywhere[key], ranks)
             else:
                 features[key] = _measure(backbone, clips[key], present[key])
+            for name in names:
+                _check_width(key, backbone, name, features[name], len(clips[name]))
         return features
 
     def _rows_everywhere(self, present: dict[str, Tensor]) -> dict[str, int]:
@@ -146,6 +151,19 @@ def save_weights(module: nn.Module, path: Path) -> None:
         written.add(place)
         tensors[name] = tensor.contiguous()
     write_atomically(path, lambda temporary: save_file(tensors, temporary))
+
+
+def _check_width(
+    key: str, backbone: nn.Module, modality: str, features: Features, size: int
+) -> None:
+    """Heads were built for what `dim` declares: another width would show far from here."""
+    shape, declared = tuple(features.pooled.shape), (size, backbone.dim)
+    if shape != declared:
+        raise UserError(
+            f"backbones.{key}: pooled features of {modality} are of shape {shape}, where dim of "
+            f"{type(backbone).__name__} declares {declared}: correct one of them; `mmssl "
+            "check-plugin` tries more of a backbone than this"
+        )
 
 
 def _measure(backbone: nn.Module, clip: Tensor, present: Tensor) -> Features:

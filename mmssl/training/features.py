@@ -19,6 +19,7 @@ from mmssl.data.loading import (
     Views,
     ordered_batches,
 )
+from mmssl.errors import UserError
 from mmssl.training.encoders import Encoders
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -43,12 +44,23 @@ def prepare(
         modalities: the recipe's.
         seeds: ``[B]`` int64 for augmentation, None in evaluation.
         channels_last: lay out images and video with the channel last in memory.
+
+    Raises:
+        UserError: a modality gives something else than the shape and dtype that it declares, for
+            which the networks were built.
     """
     prepared = {}
     for name, modality in modalities.items():
         draws = None if seeds is None else Draws(seeds, name)
         with torch.autocast(clips[name].device.type, enabled=False), torch.no_grad():
             clip = modality.prepare(clips[name], draws)
+        if clip.shape[1:] != tuple(modality.shape) or clip.dtype != modality.dtype:
+            raise UserError(
+                f"modalities.{name}: prepare gave clips of shape {tuple(clip.shape[1:])} and dtype "
+                f"{clip.dtype}, where shape and dtype of {type(modality).__name__} declare "
+                f"{tuple(modality.shape)} and {modality.dtype}: correct one of them; `mmssl "
+                "check-plugin` tries more of a modality than this"
+            )
         if channels_last and clip.ndim in (4, 5):
             layout = torch.channels_last if clip.ndim == 4 else torch.channels_last_3d
             clip = clip.contiguous(memory_format=layout)
