@@ -144,6 +144,31 @@ def test_null_takes_evaluations_away(
     assert list(recipe.plain()["evaluations"]) == left
 
 
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("modalities: {audio: null}\nbackbones: {audio: null}\n", []),
+        ("", ["modalities.audio=", "backbones.audio="]),
+    ],
+)
+def test_null_takes_modalities_and_backbones_away(
+    from_text: Load, text: str, overrides: list[str]
+) -> None:
+    Path("base.yaml").write_text(RECIPE)
+    recipe = from_text("extends: base.yaml\n" + text, overrides)
+    assert list(recipe.modalities) == list(recipe.backbones) == ["video"]
+    assert from_text(recipe.dump()) == recipe
+    assert from_text(recipe.dump()) == recipe
+
+
+def test_a_backbone_may_be_replaced_by_one_of_several_modalities(from_text: Load) -> None:
+    Path("base.yaml").write_text(RECIPE)
+    recipe = from_text(
+        "extends: base.yaml\nbackbones: {video: null, audio: null, video+audio: joint}\n"
+    )
+    assert list(recipe.backbones) == ["video+audio"]
+
+
 # Messages
 
 TYPOS = [

@@ -312,6 +312,8 @@ def changed(path: str, value: Any) -> Any:
         ("trackers", []),
         ("callbacks", []),
         ("evaluations", {"a": {"use": "probe", "train": "rows"}}),
+        ("modalities.audio", None),
+        ("backbones.audio", None),
         ("evaluations", {"a": None}),
         ("evaluations", None),
     ],
@@ -368,7 +370,7 @@ def test_the_schema_of_a_recipe_that_extends_requires_nothing(
     # the bare name of what needs parameters, which the other recipe may bring
     part["training"] = {"optimizer": "sgd"}
     assert wrong(validator, {**part, "evaluations": {"a": "probe", "b": None}}) == []
-    assert wrong(validator, {**part, "evaluations": None}) == []
+    assert wrong(validator, {**part, "evaluations": None, "backbones": None}) == []
     assert wrong(validator, {**part, "evaluations": {"a": "prob"}}) == ["$.evaluations.a enum"]
     assert wrong(validator, {**part, "objective": {"use": "contrast", "clusters": 3}}) == [
         "$.objective additionalProperties"

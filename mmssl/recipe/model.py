@@ -70,6 +70,23 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
+# What a recipe names as it likes.
+Modalities = Annotated[
+    dict[ModalityKey, ModalitySpec],
+    Field(min_length=1),
+    BeforeValidator(
+        _without_nulls,
+        json_schema_input_type=Annotated[
+            dict[ModalityKey, ModalitySpec | None], Field(min_length=1)
+        ],
+    ),
+]
+Backbones = Annotated[
+    dict[BackboneKey, BackboneSpec],
+    BeforeValidator(
+        _without_nulls, json_schema_input_type=dict[BackboneKey, BackboneSpec | None] | None
+    ),
+]
 Evaluations = Annotated[
     dict[EvaluationName, EvaluatorSpec],
     BeforeValidator(
@@ -225,12 +242,14 @@ class Recipe(Typed):
     )
     description: str = Field(default="", description="What the recipe is for. Not inherited.")
     seed: Seed = Field(default=0, description="What every random draw follows from.")
-    modalities: Annotated[dict[ModalityKey, ModalitySpec], Field(min_length=1)] = Field(
-        description="The kinds of signal that are learned from, under keys of your choice."
+    modalities: Modalities = Field(
+        description="The kinds of signal that are learned from, under keys of your choice; null "
+        "takes one away that this recipe extends."
     )
-    backbones: dict[BackboneKey, BackboneSpec] = Field(
+    backbones: Backbones = Field(
         description="The networks: under each modality's key, or for several modalities at once "
-        "under their keys joined by '+', such as video+audio."
+        "under their keys joined by '+', such as video+audio; null takes one away that this "
+        "recipe extends."
     )
     data: Data = Field(description="Which samples are seen, and how they are loaded.")
     objective: ObjectiveSpec = Field(description="The self-supervised task.")
