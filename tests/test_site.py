@@ -223,6 +223,13 @@ def test_a_page_reads_alike_in_a_checkout(name: str, site: Path) -> None:
         assert of_each[0] <= of_each[1] if added else of_each[0] == of_each[1], (tag, of_each)
 
 
+def test_what_is_returned_is_one_row_however_long(site: Path) -> None:
+    page = (site / "reference" / "python" / "contracts.html").read_text(encoding="utf-8")
+    tables = re.findall(r"Returns:.*?<tbody>(.*?)</tbody>", page, re.DOTALL)
+    assert len(tables) >= 5
+    assert [rows.count("<tr") for rows in tables] == [1] * len(tables)
+
+
 @pytest.fixture(scope="module")
 def seen() -> Iterator[Any]:
     """A running browser."""

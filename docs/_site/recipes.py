@@ -118,7 +118,9 @@ def _shipped(
         ["recipe", ""], [[f"[{n}](#{n.replace('/', '-')})", escaped(_first(f))] for n, f in recipes]
     )
     for name, file in recipes:
-        yield f"## {name} {{ #{name.replace('/', '-')} }}\n"
+        # The contents' column is narrow: the folder is the page's.
+        label = Path(name).name
+        yield f'## {name} {{ #{name.replace("/", "-")} data-toc-label="{label}" }}\n'
         yield fenced(file.read_text(encoding="utf-8"), "yaml")
 
 
