@@ -1,5 +1,6 @@
 """A plugin of toys for the tests of the conformance kit: good ones, and each with one defect."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,16 @@ class Vector(Modality):
 
     def prepare(self, batch: Tensor, draws: Draws | None) -> Tensor:
         return batch if draws is None else batch + 0.1 * draws.normal(8)
+
+
+class Beside(Vector):
+    """Found by the sample's id, as a file beside the video would be."""
+
+    def row(self, media: Media) -> int:
+        found = re.fullmatch(r"row(\d+)", media.sample.id)
+        if found is None:
+            raise MissingModality
+        return int(found[1])
 
 
 class Listed(Vector):
@@ -821,7 +832,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "modalities": {
         c.__name__.lower(): c
         for c in (
-            Vector, Listed, Ragged, Shrinking, Restless, Hashing, Unpicklable, Crashing,
+            Vector, Beside, Listed, Ragged, Shrinking, Restless, Hashing, Unpicklable, Crashing,
             Skipping, Misshapen, Dividing, InPlace, Whitening, Counting, Unfinished,
         )
     },

@@ -125,9 +125,10 @@ def failures(checks: list[Check]) -> dict[str, str]:
 
 
 GOOD = [
-    ("modalities", "vector"), ("datasets", "rows"), ("backbones", "net"), ("backbones", "pair"),
-    ("objectives", "agree"), ("evaluators", "measure"), ("optimizers", "descend"),
-    ("schedules", "steady"), ("trackers", "lines"), ("callbacks", "average"),
+    ("modalities", "vector"), ("modalities", "beside"), ("datasets", "rows"),
+    ("backbones", "net"), ("backbones", "pair"), ("objectives", "agree"),
+    ("evaluators", "measure"), ("optimizers", "descend"), ("schedules", "steady"),
+    ("trackers", "lines"), ("callbacks", "average"),
 ]  # fmt: skip
 
 

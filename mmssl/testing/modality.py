@@ -208,7 +208,9 @@ def is_absent(case: Case) -> None:
     """A sample without it is absent, and no crash"""
     modality = case.modality
     sample = case.material.train.sample(case.clips[0].row)
-    bare = replace(sample, media=None, span=None, fields={}, readers={}, end=sample.start + 1.0)
+    # Of a name that is nobody's, as files may be named after samples.
+    name, end = f"{sample.id} without anything", sample.start + 1.0
+    bare = replace(sample, id=name, media=None, span=None, fields={}, readers={}, end=end)
     for rng in (None, np.random.default_rng(0)):
         with Media(bare) as media:
             window = Window(bare.start, modality.seconds)
