@@ -1,5 +1,7 @@
 """Checkpoints: whole or not at all, the last K kept."""
 
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -70,6 +72,54 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(tmp_path: 
     path.write_bytes(b"torn")
     with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(UserError, match="no ch"):
         checkpoints.load_newest(tmp_path)
+
+
+SHORT_OF_MEMORY = """
+import re, resource, sys
+from pathlib import Path
+from mmssl.errors import UserError
+from mmssl.training import checkpoints
+used = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000,) * 2)
+try:
+    checkpoints.load_newest(Path(sys.argv[1]))
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not limit a process's memory")
+def test_a_checkpoint_is_not_damaged_where_memory_is_short(tmp_path: Path) -> None:
+    for step in (1, 2):
+        checkpoints.save(tmp_path, {"x": torch.zeros(40_000_000)}, step=step, keep=2)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, str(tmp_path)], capture_output=True, text=True
+    )
+    assert "step-00000002.pt: not enough memory to read its 160 MB" in done.stdout, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("unable to mmap 99 bytes: Cannot allocate memory (12)"),
+    ],
+)
+def test_no_word_for_too_little_memory_renames_a_file(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoints.save(tmp_path, {}, step=1, keep=1)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(UserError, match="not enough memory"):
+        checkpoints.load_newest(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

@@ -111,10 +111,26 @@ def load(path: Path) -> dict[str, Any]:
     """A state, on the CPU.
 
     Raises:
-        UserError: a newer mmssl wrote it, or one that is too old.
+        UserError: a newer mmssl wrote it, or one that is too old; or memory is short.
     """
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, RuntimeError) as error:
+        if not _memory_is_short(error):
+            raise
+        raise UserError(
+            f"{path}: not enough memory to read its {path.stat().st_size / 1e6:,.0f} MB: ask for "
+            "more, or end what else takes it, and start again; nothing is lost"
+        ) from error
     return CHECKPOINT.migrated(state, state.get("format"), str(path))
+
+
+def _memory_is_short(error: Exception) -> bool:
+    """Of torch's allocators, most say so in words alone."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = ("DefaultCPUAllocator", "Cannot allocate memory", "not enough memory", "bad_alloc")
+    return any(word in str(error) for word in words)
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
@@ -124,15 +140,15 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     before it is taken.
 
     Raises:
-        UserError: the checkpoint is of a format that is not read, or there are some and all are
-            damaged.
+        UserError: the checkpoint is of a format that is not read, or memory is short; or there
+            are some and all are damaged.
     """
     found = _numbered(folder)
     for _, path in reversed(found):
         try:
             return load(path)
         except (OSError, UserError):
-            raise  # the disk does not answer, which says nothing of the file; or it is whole
+            raise  # the disk does not answer, or memory is short, which says nothing of the file
         except Exception as error:  # what torch raises depends on which byte is damaged
             # Out of the way of those that are written from now on, or it would outlive them.
             path.rename(path.with_name(f"{path.name}.damaged"))
