@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
@@ -17,8 +17,14 @@ from mmssl.errors import UserError
 #: Seconds after which loading one plugin is given up.
 TIME_LIMIT = 20.0
 
+#: Seconds after which even a library that it imports is interrupted: one that never ends.
+LIBRARY_LIMIT = 300.0
+
 #: Seconds after which a person is told what is waited for.
 PATIENCE = 3.0
+
+# They may abort the whole process where one of their functions of C meets an exception.
+_FRAGILE = frozenset({"numpy", "torch"})
 
 _SIGNALS = [
     getattr(signal, name)
@@ -37,7 +43,7 @@ _SIGNALS = [
 
 
 @contextmanager
-def guest(name: str) -> Iterator[None]:
+def guest(name: str, packages: Collection[str] = ()) -> Iterator[None]:
     """Load a plugin within this block.
 
     What it prints goes to the standard error: the standard output is the command's. The working
@@ -45,9 +51,14 @@ def guest(name: str) -> Iterator[None]:
     stays, behind what was there.
 
     The limit is an alarm, and comes between two steps of Python: a library of C that does not
-    return is not interrupted, and torch and numpy are imported to their end, as half of one is
-    worse than none. In another thread than the main one, and where an alarm is set
-    already, there is no limit.
+    return is not interrupted. Nor is any other package that the plugin imports, up to
+    `LIBRARY_LIMIT`, and torch and numpy ever: mmssl or another plugin may need it later, and half
+    of one is worse than none.
+    In another thread than the main one, and where an alarm is set already, there is no limit.
+
+    Args:
+        name: the plugin's.
+        packages: the top-level packages that are the plugin's own.
 
     Raises:
         UserError: it took longer than `TIME_LIMIT`, or raised a `KeyboardInterrupt` that was not
@@ -62,7 +73,7 @@ def guest(name: str) -> Iterator[None]:
             if handlers:
                 held.enter_context(_interrupts())
             if handlers and hasattr(signal, "setitimer") and not _alarm_is_set():
-                held.enter_context(_limit(name))
+                held.enter_context(_limit(name, packages))
             yield
     finally:
         if folder is not None:
@@ -74,10 +85,20 @@ def guest(name: str) -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _half_imported() -> bool:
-    """Is a library that mmssl needs, too, about to be imported? Interrupted, it never would be."""
-    specs = (getattr(sys.modules.get(name), "__spec__", None) for name in ("numpy", "torch"))
-    return any(getattr(spec, "_initializing", False) for spec in specs)
+def _imports(frame: FrameType | None) -> list[str]:
+    """The top-level packages whose modules are being imported, the innermost first.
+
+    The stack tells, rather than ``sys.modules``: from the search for a module to its being set as
+    an attribute of its package there is a frame of importlib, and nothing of a stranger's is
+    touched.
+    """
+    found = []
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "_find_and_load" and code.co_filename == "<frozen importlib._bootstrap>":
+            found.append(frame.f_locals["name"].partition(".")[0])
+        frame = frame.f_back
+    return found
 
 
 def _alarm_is_set() -> bool:
@@ -114,21 +135,31 @@ def _interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def _limit(name: str) -> Iterator[None]:
+def _limit(name: str, packages: Collection[str]) -> Iterator[None]:
     """Say that it takes long, then raise."""
     begun = time.monotonic()
-    told = False
+    around = len(_imports(sys._getframe()))  # of whoever loads plugins while being imported
+    told: set[str] = set()
+
+    def tell(what: str) -> None:
+        if what not in told:
+            told.add(what)
+            print(f"mmssl: the plugin {name} takes long to import{what}", file=sys.stderr)
 
     def alarm(number: int, frame: FrameType | None) -> None:
-        nonlocal told
-        if time.monotonic() - begun >= TIME_LIMIT and not _half_imported():
+        found = _imports(frame)
+        others = [each for each in found[: len(found) - around] if each not in packages]
+        waited = time.monotonic() - begun
+        if waited < TIME_LIMIT:
+            tell("")
+        elif others and (waited < LIBRARY_LIMIT or not _FRAGILE.isdisjoint(others)):
+            tell(f": it is waited for as it imports {others[-1]}")
+        else:
+            slow = others[-1] if others else "torch above all"
             raise UserError(
                 f"its import took longer than {TIME_LIMIT:g} s and was given up: import what is "
-                "slow, torch above all, where it is used, not where the plugin is loaded"
+                f"slow, {slow}, where it is used, not where the plugin is loaded"
             )
-        if not told:
-            told = True
-            print(f"mmssl: the plugin {name} takes long to import", file=sys.stderr)
 
     signal.signal(signal.SIGALRM, alarm)
     # Again and again, as a plugin may catch what is raised in it.

@@ -11,11 +11,12 @@ import inspect
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import pluggy
@@ -189,11 +190,19 @@ def _collect(manager: pluggy.PluginManager, name: str, module: Any) -> tuple[Reg
     return tuple(components.values())
 
 
-def load_plugins(entries: Iterable[tuple[str, str, Callable[[], Any]]]) -> Registry:
+def load_plugins(
+    entries: Iterable[tuple[str, str, Callable[[], Any]]],
+    packages: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> Registry:
     """Load plugins from ``(name, version, import function)``.
 
     A plugin that fails in any way, from a missing import to ``sys.exit``, is recorded as broken
     and stops no other.
+
+    Args:
+        entries: the plugins.
+        packages: by a plugin's name, the top-level packages that are its own: the import of any
+            other is not interrupted where the plugin takes too long.
     """
     manager = pluggy.PluginManager("mmssl")
     manager.add_hookspecs(hooks)
@@ -203,7 +212,7 @@ def load_plugins(entries: Iterable[tuple[str, str, Callable[[], Any]]]) -> Regis
         try:
             if not _is_name(called):
                 raise ValueError("its entry point's name has other letters than a name may have")
-            with guest(name):
+            with guest(name, packages.get(called, ())):
                 module = load()
                 if manager.is_registered(module) or manager.has_plugin(name):
                     raise ValueError("a plugin of this name or module is loaded already")
@@ -319,6 +328,7 @@ def discover() -> Registry:
         ("mmssl", "", lambda: importlib.import_module("mmssl.builtin"))
     ]
     found: dict[int, tuple[str, str | None]] = {}
+    packages: dict[str, set[str]] = {}
     found_entries, broken = _entry_points()
     for entry in sorted(found_entries, key=lambda entry: entry.name):
         if id(entry.dist) not in found:  # a distribution may have several, and is read once
@@ -327,7 +337,8 @@ def discover() -> Registry:
         own = partial(_load, entry)
         load = own if needs is None else partial(_refuse, entry.name, version, needs)
         entries.append((entry.name, version, load))
-    registry = load_plugins(entries)
+        packages.setdefault(entry.name, set()).add(re.split(r"\W", entry.value, maxsplit=1)[0])
+    registry = load_plugins(entries, packages)
     registry.plugins[0] = replace(registry.plugins[0], version=sys.modules["mmssl"].__version__)
     registry.plugins += broken
     return registry

@@ -220,6 +220,17 @@ def test_a_broken_and_a_talking_plugin_say_nothing_to_the_shell(tmp_path: Path) 
     assert not any("TALK" in value or "spoken" in value for value in values)
 
 
+def test_a_library_that_a_plugin_imports_is_not_waited_for(tmp_path: Path) -> None:
+    install_plugin(tmp_path, "hangs", "import never_ready")
+    (tmp_path / "never_ready.py").write_text("import time\ntime.sleep(600)")
+    env = with_path(tmp_path, _MMSSL_COMPLETE="fish")
+    words = [MMSSL, "describe", "objective", "xd"]
+    done = subprocess.run(
+        words, env=env, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.startswith("done\txdc\t")
+
+
 # Bash's words
 
 

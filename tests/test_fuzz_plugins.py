@@ -1,6 +1,7 @@
 """Whatever a stranger's plugin does as it is loaded, the command line goes on and names it."""
 
 import contextlib
+import importlib
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 import types
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -215,10 +217,6 @@ def test_every_body_is_told_or_harmless(body: str) -> None:
 def test_a_slow_plugin_is_named_and_a_too_slow_one_is_given_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The alarm is pytest-timeout's otherwise.
-    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
-    monkeypatch.setattr(guests, "TIME_LIMIT", 0.6)
-    monkeypatch.setattr(guests, "PATIENCE", 0.1)
     monkeypatch.setattr(registry, "_SLOW", 0.2)
 
     def stubborn() -> Any:
@@ -232,12 +230,11 @@ def test_a_slow_plugin_is_named_and_a_too_slow_one_is_given_up(
         return types.ModuleType("slow")
 
     handler = signal.getsignal(signal.SIGALRM)
-    try:
+    with limits(monkeypatch, 0.6, 60):
+        monkeypatch.setattr(guests, "PATIENCE", 0.1)
         found = load_plugins([("stubborn", "", stubborn), ("slow", "", slow)]).plugins
         assert signal.getsignal(signal.SIGALRM) is handler
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, left)
     assert found[0].error == (
         "its import took longer than 0.6 s and was given up: import what is slow, torch above all, "
         "where it is used, not where the plugin is loaded"
@@ -247,29 +244,85 @@ def test_a_slow_plugin_is_named_and_a_too_slow_one_is_given_up(
     assert "slow takes long to import" in capsys.readouterr().err
 
 
-def test_a_plugin_that_is_given_up_leaves_torch_whole(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Half of a torch cannot be imported again, and mmssl needs it."""
+@contextlib.contextmanager
+def limits(monkeypatch: pytest.MonkeyPatch, plugin: float, library: float) -> Iterator[None]:
+    """Both, in seconds, with the alarm that is pytest-timeout's otherwise."""
     left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
-    monkeypatch.setattr(guests, "TIME_LIMIT", 0.1)
-    monkeypatch.setattr(guests, "PATIENCE", 0.1)
-    monkeypatch.delitem(sys.modules, "numpy", raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "numpy.py").write_text("import time\ntime.sleep(1)\nwhole = True\n")
-
-    def heavy() -> Any:
-        __import__("numpy")
-        time.sleep(60)
-
+    monkeypatch.setattr(guests, "TIME_LIMIT", plugin)
+    monkeypatch.setattr(guests, "LIBRARY_LIMIT", library)
+    monkeypatch.setattr(guests, "PATIENCE", plugin / 2)
     try:
-        (found,) = load_plugins([("heavy", "", heavy)]).plugins
-        whole = getattr(sys.modules.get("numpy"), "whole", False)
+        yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, left)
+
+
+def slow_library(folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> str:
+    """The name of a package whose submodule takes that long to import."""
+    monkeypatch.syspath_prepend(folder)
+    name = f"slow_{folder.name}"
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text("from . import part\nwhole = True\n")
+    (folder / name / "part.py").write_text(f"import time\ntime.sleep({seconds})\n")
+    return name
+
+
+def test_a_plugin_that_is_given_up_leaves_libraries_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of torch, or of what its optimizers import, cannot be imported again."""
+    library = slow_library(tmp_path, monkeypatch, 1.2)
+    (tmp_path / "heavy.py").write_text(f"import {library}\nimport time\ntime.sleep(60)\n")
+    with limits(monkeypatch, 0.2, 60):
+        entries = [("heavy", "", lambda: importlib.import_module("heavy"))]
+        (found,) = load_plugins(entries, {"heavy": {"heavy"}}).plugins
     assert found.error is not None
     assert "given up" in found.error
-    assert whole
+    assert sys.modules[library].whole
+    assert "heavy" not in sys.modules
+    assert f"heavy takes long to import: it is waited for as it imports {library}" in (
+        capsys.readouterr().err
+    )
+
+
+def test_torch_is_waited_for_even_beyond_the_limit_of_libraries(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An exception in the midst of it has aborted the process."""
+    library = slow_library(tmp_path, monkeypatch, 1.2)
+    monkeypatch.setattr(guests, "_FRAGILE", {library})
+    with limits(monkeypatch, 0.2, 0.4):
+        (found,) = load_plugins([("heavy", "", lambda: importlib.import_module(library))]).plugins
+    assert found.error is None
+
+
+def test_a_plugin_is_given_up_within_its_own_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever loads plugins may be imported meanwhile: that is not theirs to wait for."""
+    plugin = slow_library(tmp_path, monkeypatch, 60)
+    source = (
+        "from mmssl.registry import load_plugins\n"
+        "import importlib\n"
+        f"entries = [('own', '', lambda: importlib.import_module({plugin!r}))]\n"
+        f"(found,) = load_plugins(entries, {{'own': {{{plugin!r}}}}}).plugins\n"
+    )
+    (tmp_path / "looks_for_plugins.py").write_text(source)
+    begun = time.monotonic()
+    with limits(monkeypatch, 0.2, 60):
+        found = importlib.import_module("looks_for_plugins").found
+    assert "given up" in found.error
+    assert time.monotonic() - begun < 20
+
+
+def test_a_library_that_never_ends_is_given_up_in_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    library = slow_library(tmp_path, monkeypatch, 60)
+    with limits(monkeypatch, 0.2, 0.6):
+        (found,) = load_plugins([("hangs", "", lambda: importlib.import_module(library))]).plugins
+    assert found.error is not None
+    assert f"import what is slow, {library}, where it is used" in found.error
 
 
 def test_ctrl_c_while_a_plugin_loads_is_the_users(tmp_path: Path) -> None:

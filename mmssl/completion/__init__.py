@@ -56,7 +56,8 @@ def answer(shell: str, words: Sequence[str], root: Callable[[Sequence[str]], Any
     from mmssl import guests
     from mmssl.completion import bash, line
 
-    guests.TIME_LIMIT = _PATIENCE
+    # Half of a library harms nobody in a process that answers and ends: it computes nothing.
+    guests.TIME_LIMIT = guests.LIBRARY_LIMIT = _PATIENCE
     if shell == "bash":
         typed = bash.split(*words)
         found = [typed.reply(each) for each in line.candidates(root(typed.words), typed.words)]
