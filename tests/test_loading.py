@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -299,6 +301,41 @@ def test_a_row_that_kills_or_holds_its_reader(
         assert all(same(a.batch, b.batch) for a, b in zip(loaded, reference, strict=True))
         assert {failure for item in loaded for failure in item.unreadable} == {named}
     assert set(multiprocessing.active_children()) == before
+
+
+FAILING = """
+from toys import Rows, Vector
+from mmssl.data.loading import ClipReader, LoaderSettings, ordered_batches
+
+
+class Defect(Vector):
+    def read(self, media, window, rng):
+        if media.sample.id == "row5":
+            raise {error}
+        return super().read(media, window, rng)
+
+
+reader = ClipReader(Rows(64), {{"sense": Defect("a")}}, seed=1)
+settings = LoaderSettings(workers={workers})
+for _ in ordered_batches(reader, range(64), batch_size=2, split="train", settings=settings):
+    pass
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("error", ['ValueError("a defect")', 'RuntimeError("a defect")'])
+def test_a_defect_of_a_modality_ends_the_process(error: str, workers: int) -> None:
+    """Its loader processes let the SIGTERM pass by which they would be ended at the exit."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING.format(error=error, workers=workers)],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "a defect" in done.stderr
+    assert "while the modality 'sense' read the sample 'row5'" in done.stderr
 
 
 def test_processes_that_keep_dying_end_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

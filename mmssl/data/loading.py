@@ -278,6 +278,9 @@ def _read_all(
             present[name] = False
             reason = f": {error}" if str(error) else ""
             lacks[name] = f"{media.sample.id}{reason}"
+        except Exception as error:  # also a defect of the modality, whose traceback tells of whom
+            error.add_note(f"while the modality {name!r} read the sample {media.sample.id!r}")
+            raise
     if not any(present.values()):
         raise BadMedia(f"has none of the modalities {', '.join(present)}")
     return tensors, present, lacks
@@ -379,9 +382,9 @@ def _load(
         # The others, when a process dies while its batch is handed over.
         except (RuntimeError, EOFError, OSError):
             died = crew.deaths()
+            crew.kill()
             if not died:
                 raise
-            crew.kill()
             deaths += 1
             if deaths == _DEATHS:
                 raise UserError(
@@ -391,6 +394,11 @@ def _load(
             for death in died:
                 if death.row is not None:
                     reader.deadly[death.row] = death.reason(reader.time_limit)
+        except BaseException:
+            # Its traceback holds the loader, which would be ended at this process's exit: by a
+            # SIGTERM that loader processes let pass.
+            crew.kill()
+            raise
 
 
 class _Rest(Sequence[list[int]]):
