@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from jsonschema import Draft202012Validator
 from small_runs import RECIPE, environment, make_videos, mmssl, steps, write_manifest
 
@@ -436,6 +437,28 @@ def test_a_folder_of_another_recipe_is_not_touched(
     (line,) = refused(["run", "recipe.yaml", override], capfd, monkeypatch)
     assert line.startswith(f"runs/small holds a run of another recipe ({change}): ")
     assert contents(copy) == before
+
+
+@pytest.mark.parametrize("field", ["modalities", "backbones"])
+def test_the_order_of_modalities_is_a_part_of_a_run(
+    field: str, copy: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An optimizer's state goes by position, a ring of modalities by their order."""
+    monkeypatch.chdir(copy)
+    plain = yaml.safe_load((copy / "recipe.yaml").read_text())
+    plain[field] = dict(reversed(plain[field].items()))
+    # Parameters stand in any order.
+    plain["training"]["optimizer"] = dict(reversed(plain["training"]["optimizer"].items()))
+    (copy / "recipe.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+    before = contents(copy)
+    (line,) = refused(["run", "recipe.yaml"], capfd, monkeypatch)
+    assert f"another recipe (the order of {field} was video, audio, is audio, video): " in line
+    assert contents(copy) == before
+    plain[field] = dict(reversed(plain[field].items()))
+    (copy / "recipe.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+    done = mmssl("run", "recipe.yaml", cwd=copy)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "every stage of this run is finished; nothing to do" in done.stdout
 
 
 def test_resources_may_change(copy: Path) -> None:

@@ -140,6 +140,7 @@ def _left(folder: "RunFolder", held: ExitStack, only: Collection[str] | None) ->
     from mmssl.pipeline.stages import stage_names
 
     held.enter_context(folder.locked())
+    folder.refuse_another_recipe()
     stages = [s for s in stage_names(folder.recipe) if only is None or s in only]
     left = [stage for stage in stages if not folder.finished(stage)]
     if left:

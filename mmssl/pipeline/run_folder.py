@@ -160,7 +160,7 @@ class RunFolder:
         Raises:
             UserError: the folder belongs to a run of another recipe.
         """
-        self._refuse_another_recipe()
+        self.refuse_another_recipe()
         added = self._added()
         self._adopt()
         _clear(self.path, ".recipe.yaml.*.tmp")
@@ -209,13 +209,18 @@ class RunFolder:
         for folder in ("checkpoints", "clusters") if stage == PRETRAIN else (evaluation,):
             _clear(self.path / folder, "**/.*.tmp")
 
-    def _refuse_another_recipe(self) -> None:
+    def refuse_another_recipe(self) -> None:
+        """Look for what decides what is learned, without the resources that it takes.
+
+        Raises:
+            UserError: the folder belongs to a run of another recipe.
+        """
         path = self.path / "stages" / "recipe.json"
         if not path.is_file():
             return
         before = json.loads(path.read_text())
         now = json.loads(json.dumps(pretraining_recipe(self.recipe.plain())))
-        if before == now:
+        if not any(_differences(before, now)):
             return
         before = json.loads(json.dumps(pretraining_recipe(filled_in(before))))
         # What was set is of more interest than fields that were not there yet.
@@ -300,13 +305,23 @@ def end_stage(folder: Path, stage: str, state: str, reason: str) -> None:
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two plain recipes differ; the order of components counts, too, where they have keys.
+
+    A ring of modalities goes in that order, and an optimizer knows its parameters by their number.
+    """
     if isinstance(before, dict) and isinstance(now, dict):
+        if _of_components(before) and before.keys() == now.keys() and [*before] != [*now]:
+            yield f"the order of {path}", ", ".join(before), ", ".join(now)
         for key in sorted(before.keys() | now.keys()):
             yield from _differences(
                 before.get(key, _MISSING), now.get(key, _MISSING), f"{path}.{key}" if path else key
             )
     elif before != now:
         yield path, before, now
+
+
+def _of_components(plain: dict[str, Any]) -> bool:
+    return bool(plain) and all(isinstance(v, dict) and "use" in v for v in plain.values())
 
 
 def _clear(folder: Path, pattern: str) -> None:
