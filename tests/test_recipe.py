@@ -256,6 +256,11 @@ TYPOS = [
      "my.yaml:20: callbacks.0: unknown callback 'average'; there are: none"),
     (RECIPE + "trackers: [tensorboard, {use: tensorboard, tag: x}, tensorboard]\n",
      "my.yaml:20: trackers.2: the same as trackers.0: everything would be written twice"),
+    (RECIPE + "trackers: [tensorboard, {use: tiny/tensorboard}]\n",
+     "my.yaml:20: trackers.1: the same as trackers.0: everything would be written twice"),
+    (RECIPE.replace("audio: ", "type: "),
+     "my.yaml:3: modalities.type: torch's modules have a 'type' already: choose another key\n"
+     "my.yaml:6: backbones.type: torch's modules have a 'type' already: choose another key"),
     (edited(use="use: missing") if RECIPE.count("use:") == 1 else
      RECIPE.replace("use: rows\n    count: 100", "use: missing"),
      "my.yaml:9: data.train.use: dataset 'missing' of plugin 'tiny' does not load from "

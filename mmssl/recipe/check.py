@@ -12,6 +12,7 @@ Finding = tuple[tuple[str | int, ...], str]
 
 def findings(recipe: Recipe) -> Iterator[Finding]:
     """All mistakes, each with the path of the value that is to be changed."""
+    yield from _keys(recipe)
     yield from _backbones(recipe)
     yield from _readers(recipe)
     yield from _training(recipe)
@@ -23,8 +24,21 @@ def findings(recipe: Recipe) -> Iterator[Finding]:
 
 def _twice(field: str, specs: Sequence[ComponentSpec], why: str) -> Iterator[Finding]:
     for i, spec in enumerate(specs):
-        if spec in specs[:i]:
-            yield (field, i), f"the same as {field}.{specs.index(spec)}: {why}"
+        for j, other in enumerate(specs[:i]):
+            if (other.identity, other.values) == (spec.identity, spec.values):
+                yield (field, i), f"the same as {field}.{j}: {why}"
+                break
+
+
+def _keys(recipe: Recipe) -> Iterator[Finding]:
+    """Networks are kept under these keys, where torch has names of its own."""
+    from torch import nn
+
+    names = nn.ModuleDict()
+    for field, keys in (("modalities", recipe.modalities), ("backbones", recipe.backbones)):
+        for key in keys:
+            if hasattr(names, key):
+                yield (field, key), f"torch's modules have a {key!r} already: choose another key"
 
 
 def _backbones(recipe: Recipe) -> Iterator[Finding]:
