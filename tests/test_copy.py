@@ -110,7 +110,7 @@ WRITTEN = [
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.sampled_from(WRITTEN), min_size=1, max_size=5, unique=True),
-    st.text("ab c'\"\\{}$#:&é", min_size=1, max_size=12).filter(
+    st.text("ab c'\"\\{}$#:&é🦊\x85\n", min_size=1, max_size=12).filter(
         lambda s: s.strip() == s and "${" not in s and "}" not in s
     ),
 )
@@ -137,6 +137,17 @@ def test_a_folder_may_be_called_as_a_variable_is(tmp_path: Path) -> None:
     file = tmp_path / "b.yaml"
     file.write_text(copied(str(there / "a.yaml"), file))
     assert meaning(str(file), {}) == meaning(str(there / "a.yaml"), {})
+
+
+@pytest.mark.parametrize("stem", ["true", "null", "1", "1e3", ".5", "0x1F"])
+def test_a_copy_s_name_is_text(stem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if stem.startswith("."):
+        with pytest.raises(UserError, match="its stem is to name the run"):
+            copied("quickstart", Path(f"{stem}.yaml"))
+        return
+    Path(f"{stem}.yaml").write_text(copied("quickstart", Path(f"{stem}.yaml")))
+    assert load(f"{stem}.yaml").name == stem
 
 
 @pytest.mark.parametrize("stem", ["-x", "a b", "é", "x" * 101])
@@ -175,6 +186,37 @@ def test_the_command(tmp_path: Path) -> None:
     assert near.stderr.endswith("did you mean 'xdc/methods'?\n")
     planned = mmssl("copy", "quickstart", cwd=tmp_path)
     assert re.search(r"^  objective    my_quickstart.yaml:\d+$", planned.stdout, re.M)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (b"a: [\n", "a.yaml:2: not valid YAML: "),
+        (b"- a\n", ""),
+        (b"just text\n", ""),
+        (b"[a, b]: 1\n", "a.yaml:1: "),
+        (b"description: [a]\n", ""),
+        (b"# A study.\ndescription: \xff\n", "a.yaml:2: not a recipe: "),
+    ],
+)
+def test_a_plugin_s_bad_recipe_leaves_the_others_in_the_list(
+    written: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "site" / "stranger" / "recipes"
+    folder.mkdir(parents=True)
+    (folder / "a.yaml").write_bytes(written)
+    (folder.parent / "__init__.py").touch()
+    info = tmp_path / "site" / "stranger-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[mmssl]\nstranger = stranger\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
+    monkeypatch.setenv("COLUMNS", "200")
+    listed = mmssl("copy", cwd=tmp_path)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert re.search(r"^quickstart +XDC on made-up videos", listed.stdout, re.M)
+    (line,) = re.findall(r"^stranger/a *(.*)$", listed.stdout, re.M)
+    assert line.startswith(said)
 
 
 def test_copying_imports_no_torch(tmp_path: Path) -> None:

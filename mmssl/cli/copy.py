@@ -57,12 +57,18 @@ def _list() -> None:
     import shutil
     import textwrap
 
+    from mmssl.errors import UserError
     from mmssl.recipe import shipped_recipes
     from mmssl.recipe.copying import summary
 
-    found = [
-        (name, said) for name, path in shipped_recipes() if (said := summary(path)) is not None
-    ]
+    found: list[tuple[str, str]] = []
+    for name, path in shipped_recipes():
+        try:
+            said = summary(path)
+        except UserError as error:  # a plugin's: the others can be copied
+            said = str(error)
+        if said is not None:
+            found.append((name, said))
     column = max(len(name) for name, _ in found) + 2
     width = max(60, shutil.get_terminal_size((100, 0)).columns)
     for name, said in found:

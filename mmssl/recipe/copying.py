@@ -1,6 +1,5 @@
 """A recipe's text for another place: it means the same there, and keeps its comments."""
 
-import json
 import os
 import re
 import shlex
@@ -11,10 +10,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 import mmssl
-from mmssl.errors import UserError
+from mmssl.errors import UserError, printable
 from mmssl.recipe.compose import HERE, composed, find, read, shipped_recipes
 from mmssl.recipe.model import RunName
-from mmssl.recipe.yaml12 import Node
+from mmssl.recipe.yaml12 import Node, Place, is_text, parse, quoted
 
 # ${here} and ${here:-x}, but not $${here}.
 _HERE = re.compile(r"(?<!\$)\$\{" + HERE + r"(?::-[^{}]*)?\}")
@@ -73,7 +72,8 @@ def copied(source: str, file: Path) -> str:
 
 def _heading(source: str, file: Path, text: str) -> str:
     command = f"mmssl run {shlex.quote(str(file))}"
-    heading = f"# Copied from {source}, of mmssl {mmssl.__version__}; run it: {command}\n"
+    heading = f"Copied from {source}, of mmssl {mmssl.__version__}; run it: {command}"
+    heading = f"# {printable(heading)}\n"  # one line, whatever folders are called
     return heading + "#\n" if text.startswith("#") else heading
 
 
@@ -115,7 +115,7 @@ def _here(text: str, node: yaml.Node, folder: str) -> Iterator[_Edit]:
             yield start, end, _HERE.sub(folder, text[start:end])
         else:
             meant = folder.replace("${", "$${")
-            yield _replaced(text, node, json.dumps(_HERE.sub(lambda _: meant, node.value)))
+            yield _replaced(text, node, quoted(_HERE.sub(lambda _: meant, node.value)))
 
 
 def _replaced(text: str, node: yaml.Node, new: str) -> _Edit:
@@ -127,7 +127,8 @@ def _replaced(text: str, node: yaml.Node, new: str) -> _Edit:
 
 
 def _written(text: str) -> str:
-    return text if _SIMPLE.fullmatch(text) and not text[0].isdigit() else json.dumps(text)
+    bare = _SIMPLE.fullmatch(text) and is_text(text) and not text[0].isdigit()
+    return text if bare else quoted(text)
 
 
 def variables(tree: Node) -> list[str]:
@@ -145,16 +146,20 @@ def summary(path: Path) -> str | None:
 
     It is its `description`, or the beginning of its first comment. A part's name begins with
     ``_``, or it says ``extends: []``.
+
+    Raises:
+        UserError: it cannot be read, or is not YAML.
     """
     if path.name.startswith("_"):
         return None
-    text = read(path, str(path))
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    entries = {key.value: value.value for key, value in root.value} if root else {}
-    if entries.get("extends") == []:
+    text = read(path, path.name)
+    root = parse(text, Place(path.name, 1))
+    entries = root.value if isinstance(root.value, dict) else {}
+    if "extends" in entries and entries["extends"].value == []:
         return None
+    description = entries["description"].value if "description" in entries else None
     comment = re.match(r"(?:#.*\n)*", text)
     lines = (comment[0] if comment else "").replace("#\n", "\n\n").replace("#", "")
     first = " ".join(lines.strip().split("\n\n")[0].split())
-    found = str(entries.get("description") or re.split(r"(?<=\.)\s", first)[0])
-    return " ".join(found.split())
+    said = description if isinstance(description, str) else re.split(r"(?<=\.)\s", first)[0]
+    return " ".join(said.split())

@@ -4,6 +4,7 @@ PyYAML reads YAML 1.1, where ``off`` is false, ``1e-4`` is a string and ``1:30:0
 scanner and parser are used here; what a scalar means is decided by `scalar`.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -278,7 +279,7 @@ class _Dumper(yaml.SafeDumper):
     def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
         if kind is not yaml.ScalarNode:
             return _TAG + ("map" if kind is yaml.MappingNode else "seq")
-        if not implicit[0] or _looks_like_text(value):
+        if not implicit[0] or is_text(value):
             return _TAG + "str"
         meant = scalar(value)
         names = {type(None): "null", bool: "bool", int: "int", float: "float"}
@@ -297,7 +298,8 @@ def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def _looks_like_text(text: str) -> bool:
+def is_text(text: str) -> bool:
+    """Does an unquoted scalar mean itself, and not null, a boolean or a number?"""
     return not any(pattern.match(text) for pattern in (_NULL, _BOOL, _INT, _FLOAT))
 
 
@@ -306,3 +308,10 @@ def dump(value: Any) -> str:
     return yaml.dump(
         value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False
     )
+
+
+def quoted(text: str) -> str:
+    """The text as a scalar between double quotes, on one line."""
+    return yaml.dump(
+        text, Dumper=_Dumper, default_style='"', allow_unicode=True, width=math.inf
+    ).rstrip("\n")
