@@ -510,6 +510,9 @@ class Objective(nn.Module):
     def loss(self, batch: Batch, features: dict[str, Features]) -> Losses:
         """The loss of one batch, averaged over what is valid in it; finite for any presence.
 
+        Rows that `Batch.present` calls absent count nowhere, not as negatives, in means or in batch
+        statistics: whatever stands there changes nothing.
+
         Ranks meet in collective calls, also in the backward pass, so nothing may be left out by
         what is in this rank's part of the batch: mask rows instead of branching, and name the
         same parts on every rank. Buffers must end up equal on all ranks.

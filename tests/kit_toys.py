@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -491,6 +492,14 @@ class Peeking(Agree):
         return Losses(losses.total * (1 + raw), losses.parts)
 
 
+class Careless(Agree):
+    """Compares features of all rows, those of absent ones, too."""
+
+    def loss(self, batch: Batch, features: dict[str, Features]) -> Losses:
+        everywhere = {name: torch.ones_like(mask) for name, mask in batch.present.items()}
+        return super().loss(replace(batch, present=everywhere), features)
+
+
 class Rolling(Agree):
     """Rolls dice that nobody seeds."""
 
@@ -853,8 +862,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "objectives": {
         c.__name__.lower(): c
         for c in (
-            Agree, Attached, Detached, Renaming, Empty, Branching, Peeking, Rolling, Remembering,
-            Forgetting, Growing, Overflowing, Unequal, Lonely,
+            Agree, Attached, Detached, Renaming, Empty, Branching, Peeking, Careless, Rolling,
+            Remembering, Forgetting, Growing, Overflowing, Unequal, Lonely,
         )
     },
     "evaluators": {c.__name__.lower(): c for c in (Measure, Tensors, Guessing, Alone)},

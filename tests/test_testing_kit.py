@@ -185,6 +185,7 @@ DEFECTS = [
     ("objectives", "empty", "a missing modality leaves the loss finite", "at least 1"),
     ("objectives", "branching", "a missing modality leaves the loss finite", "no gradient"),
     ("objectives", "peeking", "what stands in absent rows", "by batch.present"),
+    ("objectives", "careless", "what stands in absent rows", "features of rows without a change"),
     ("objectives", "rolling", "the same batch and generator give the same loss", "draw from Draws"),
     ("objectives", "remembering", "in validation it has a loss", "seen changes in validation"),
     ("objectives", "forgetting", "built anew from its checkpoint", "round.resumed"),

@@ -109,10 +109,12 @@ class Case:
             batch, clips = loop.objective.augment(batch, clips)
         return batch, loop.encoders(clips, batch.present)
 
-    def losses(self, batch: Batch, *, augment: bool = True, seed: int = 1) -> Losses:
-        """Of a batch, as the loop computes them."""
-        seed_everything(seed)
+    def losses(self, batch: Batch, *, augment: bool = True, filled: bool = False) -> Losses:
+        """Of a batch, as the loop computes them; or with absent rows of features filled."""
+        seed_everything(1)
         batch, features = self.features(batch, augment=augment)
+        if filled:
+            features = {name: _filled(x, batch.present[name]) for name, x in features.items()}
         losses = self.loop.objective.loss(batch, features)
         if not isinstance(losses, Losses):
             fail(f"loss returned {shown(losses)}: return mmssl.Losses(total, parts)")
@@ -157,6 +159,27 @@ class Case:
 
 def _value(losses: Losses) -> float:
     return float(losses.total.detach())
+
+
+def _filled(features: Features, present: Tensor) -> Features:
+    """Features with something in the rows of absent samples, where encoders left zeros."""
+    generator = torch.Generator().manual_seed(1)  # the global one is the objective's
+
+    def fill(x: Tensor) -> Tensor:
+        if x.is_floating_point():
+            other = torch.randn(x.shape, generator=generator).to(x)
+        elif x.dtype == torch.bool:
+            other = ~x
+        else:
+            return x  # numbers of something: others might be out of range
+        return torch.where(present.to(x.device).view(-1, *[1] * (x.ndim - 1)), x, other)
+
+    return features.map(fill)
+
+
+def _apart(ours: float, theirs: float) -> bool:
+    """Do figures differ by more than rounding?"""
+    return not abs(ours - theirs) <= _LOSS * max(1e-3, abs(ours))
 
 
 def fits_recipe(case: Case) -> None:
@@ -230,16 +253,21 @@ def ignores_absent(case: Case) -> None:
     for name in names:
         with case.undone():
             batch = case.without({name: slice(0, None, 2)})
-            once = case.losses(batch).total.detach()
+            once = case.losses(batch)
         with case.undone():
             other = Batch(**{**vars(batch), "clips": dict(batch.clips)})
             other.clips[name] = case.batch.clips[name]
-            again = case.losses(other).total.detach()
-        if found := difference(again, once, _LOSS):
-            fail(
-                f"clips of rows without {name} change the loss ({found}): leave out rows by "
-                "batch.present, also as negatives and in means"
-            )
+            again = case.losses(other, filled=True)
+        figures = {"the loss": (_value(once), _value(again))}
+        for part, value in once.parts.items():
+            figures[f"the part {part!r}"] = float(value), float(again.parts[part])
+        for what, (before, after) in figures.items():
+            if _apart(before, after):
+                fail(
+                    f"clips or features of rows without {name} change {what} (from {before:.6g} "
+                    f"to {after:.6g}): leave out rows by batch.present, also as negatives, in "
+                    "means and in batch statistics"
+                )
 
 
 def is_deterministic(case: Case) -> None:
@@ -410,8 +438,7 @@ def _compare(one: dict[str, Any], there: dict[str, Any]) -> None:
         if theirs is None:
             fail(f"on {SIZE} ranks the part {name!r} is missing: name the same on every rank")
         share = name != "loss" and 0 <= ours <= 1  # of rows, such as an accuracy
-        ties = _TIES if share else 0.0
-        if abs(ours - theirs) > max(_LOSS * max(1e-3, abs(ours)), ties):
+        if _apart(ours, theirs) and not (share and abs(ours - theirs) <= _TIES):
             fail(f"{name} is {ours:.6g} in one process and {theirs:.6g} on {SIZE} ranks; {rule}")
     largest = max(
         (float(g.norm()) for g in one["gradients"].values() if g is not None), default=0.0
