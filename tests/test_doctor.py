@@ -219,6 +219,26 @@ def test_disks(
     assert os.listdir(tmp_path) in ([SHIM], ["__pycache__", SHIM], [SHIM, "__pycache__"])
 
 
+@pytest.mark.parametrize("call", ["fsync", "waitpid"])
+def test_a_disk_that_does_not_answer_keeps_no_file(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The examination is killed while it writes, or while it locks."""
+    for folder in ("python", "work"):
+        (tmp_path / folder).mkdir()
+    left = tmp_path / "work" / f".doctor-{'0f' * 8}"  # by a doctor before
+    left.touch()
+    os.utime(left, (0, 0))
+    shim = f"import os, time\nos.{call} = lambda *arguments: time.sleep(600)\n"
+    (tmp_path / "python" / SHIM).write_text(shim)
+    monkeypatch.chdir(tmp_path / "work")
+    path = with_path(tmp_path / "python")["PYTHONPATH"]
+    environ = {"PYTHONPATH": path, "MMSSL_CACHE": str(tmp_path / "work")}
+    found = look("disk", monkeypatch, environ, time_limit=8)
+    assert "no answer within 8 s" in [each.found for each in found.values()]
+    assert os.listdir() == []
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_of_runs_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs").mkdir(mode=0o555)

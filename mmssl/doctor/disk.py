@@ -2,9 +2,11 @@
 
 import fcntl
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmssl.data.cache import cache_folder
@@ -13,6 +15,7 @@ from mmssl.doctor import Doing, Finding
 _GB = 1 << 30
 _MB = 1 << 20
 _SIZE = 32 * _MB
+_is_ours = re.compile(r"\.doctor-[0-9a-f]{16}").fullmatch
 
 
 def look() -> Iterator[Finding | Doing]:
@@ -45,6 +48,7 @@ def _folder(name: str, folder: Path, elsewhere: str) -> Iterator[Finding | Doing
         advice = f"make room, or {elsewhere}"
         yield Finding(what, "problem", f"{folder}: {free / _MB:.0f} MB free", advice)
         return
+    _sweep(folder)
     yield Doing(f"writing {_SIZE // _MB} MB to {folder}")
     try:
         write, read = _speed(folder)
@@ -63,12 +67,32 @@ def _folder(name: str, folder: Path, elsewhere: str) -> Iterator[Finding | Doing
         yield Finding(what, "ok", found)
 
 
-def _speed(folder: Path) -> tuple[float, float]:
-    """Writing through to the disk, and reading back without the system's copy, in MB/s."""
+def _sweep(folder: Path) -> None:
+    """Remove what examinations that were killed have left, where files keep their name."""
+    with suppress(OSError):
+        for path in folder.glob(".doctor-*"):
+            if _is_ours(path.name) and time.time() - path.lstat().st_mtime > 3600:
+                path.unlink()
+
+
+@contextmanager
+def _file(folder: Path) -> Iterator[int]:
+    """A new file without a name: nothing of it stays, even if this process is killed."""
     path = folder / f".doctor-{secrets.token_hex(8)}"
-    data = os.urandom(_SIZE)
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
+        with suppress(OSError):  # some shares keep the name of what is open
+            path.unlink()
+        yield file
+    finally:
+        os.close(file)
+        path.unlink(missing_ok=True)
+
+
+def _speed(folder: Path) -> tuple[float, float]:
+    """Writing through to the disk, and reading back without the system's copy, in MB/s."""
+    data = os.urandom(_SIZE)
+    with _file(folder) as file:
         begun = time.perf_counter()
         written = 0
         while written < _SIZE:
@@ -84,37 +108,30 @@ def _speed(folder: Path) -> tuple[float, float]:
         end = time.perf_counter()
         if again != data:
             raise OSError(5, "what was read is not what was written")
-    finally:
-        os.close(file)
-        path.unlink(missing_ok=True)
     return _SIZE / _MB / (middle - begun), _SIZE / _MB / (end - middle)
 
 
 def _locks(folder: Path) -> Finding:
     """Does a second process see that a range of a file is locked, as runs are?"""
-    path = folder / f".doctor-{secrets.token_hex(8)}"
     try:
-        with path.open("wb") as file:
+        with _file(folder) as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
             child = os.fork()
-            if child == 0:
-                os._exit(0 if _is_locked(path) else 1)
+            if child == 0:  # a lock is its process's, though both have the file open
+                os._exit(0 if _is_locked(file) else 1)
             _, status = os.waitpid(child, 0)
     except OSError as error:
         found, kept = f"{folder}: {error.strerror}", False
     else:
         found = f"of files in {folder} hold" if status == 0 else f"of files in {folder} do not hold"
         kept = status == 0
-    finally:
-        path.unlink(missing_ok=True)
     advice = "" if kept else "mount it with locks, or never start a run twice at the same time"
     return Finding("locks", "ok" if kept else "warning", found, advice)
 
 
-def _is_locked(path: Path) -> bool:
-    with path.open("r+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
-        except OSError:
-            return True
+def _is_locked(file: int) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+    except OSError:
+        return True
     return False
