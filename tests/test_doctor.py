@@ -15,7 +15,7 @@ import torch
 from small_runs import MMSSL, mmssl
 from strangers import install_plugin, with_path
 
-from mmssl.doctor import AREAS, Finding, cuda, examination, media
+from mmssl.doctor import AREAS, Finding, cuda, examination, machine, media
 from mmssl.doctor.examination import examine
 
 # Python runs it as it starts, in every process of a test.
@@ -245,6 +245,42 @@ def test_a_folder_of_runs_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     found = look("disk", monkeypatch, {})
     assert found["disk of runs"].status == "problem"
+
+
+def test_the_memory_that_a_job_may_use(tmp_path: Path) -> None:
+    """Limits lie where SLURM sets them: of a job, above the step and the task."""
+
+    def group(path: str, limit: str, used: int, copies: int) -> None:
+        folder = tmp_path / "cgroup" / path
+        folder.mkdir()
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon {used}\nfile 7\ninactive_file {copies}\n")
+
+    (tmp_path / "cgroup").mkdir()
+    (tmp_path / "cgroup/memory.stat").write_text("anon 1\n")  # a root has no limit
+    group("slurm", "9000", 8900, 0)
+    group("slurm/job_7", "4000", 1500, 500)
+    group("slurm/job_7/step_0", "max", 1500, 500)
+    mine = tmp_path / "mine"
+
+    def found(line: str) -> tuple[int | None, int]:
+        mine.write_text(f"1:cpu:/elsewhere\n{line}\n")
+        return machine._of_this_job(tmp_path / "cgroup", mine)
+
+    assert found("0::/slurm/job_7/step_0") == (4000, 100)  # others take what is around it
+    (tmp_path / "cgroup/slurm/memory.current").write_text("2000")
+    assert found("0::/slurm/job_7/step_0") == (4000, 3000)
+    assert found("0::/slurm/job_7/step_0/task_that_is_not_seen") == (4000, 3000)
+    assert found("0::/slurm") == (9000, 7000)
+    assert found("0::/") == (None, 0)
+    assert found("0::/../../slurm/job_7") == (None, 0)
+    assert found("4:memory:/slurm") == (None, 0)
+    mine.unlink()
+    assert machine._of_this_job(tmp_path / "cgroup", mine) == (None, 0)
+    # As a container sees its own.
+    (tmp_path / "cgroup/memory.max").write_text("5000")
+    assert machine._of_this_job(tmp_path / "cgroup", mine) == (5000, 5000)
 
 
 def test_little_shared_memory_and_few_open_files(

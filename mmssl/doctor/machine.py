@@ -35,17 +35,50 @@ def _memory() -> Iterator[Finding]:
     if "MemAvailable" not in fields:
         return
     free, whole = fields["MemAvailable"] * 1024, fields["MemTotal"] * 1024
-    limit = _number(Path("/sys/fs/cgroup/memory.max"))
-    used = _number(Path("/sys/fs/cgroup/memory.current"))
     found = f"{free / _GB:.1f} GB available of {whole / _GB:.1f} GB"
+    limit, left = _of_this_job(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
     if limit is not None and limit < whole:
-        free = min(free, limit - (used or 0))
+        free = min(free, left)
         found = f"{free / _GB:.1f} GB available of {limit / _GB:.1f} GB that this job may use"
     if free < 2 * _GB:
         advice = "a run needs some 2 GB and more: fewer data.workers, a smaller training.batch_size"
         yield Finding("memory", "warning", found, advice)
     else:
         yield Finding("memory", "ok", found)
+
+
+def _of_this_job(root: Path, mine: Path) -> tuple[int | None, int]:
+    """The least limit of the control groups (v2) that this process is in, and what is left of all.
+
+    A job's limit is its own group's, or that of one around it: SLURM sets it some levels down.
+
+    Args:
+        root: where the groups are mounted.
+        mine: the file that names this process's group.
+    """
+    limits, left = [], []
+    for group in _groups(root, mine):
+        limit = _number(group / "memory.max")
+        if limit is not None:
+            # Copies of files are given up when memory is needed.
+            copies = _fields(group / "memory.stat").get("inactive_file", 0)
+            limits.append(limit)
+            left.append(max(0, limit - (_number(group / "memory.current") or 0) + copies))
+    return min(limits, default=None), min(left, default=0)
+
+
+def _groups(root: Path, mine: Path) -> list[Path]:
+    """Those around this process's group, and it; the root alone where no other is seen."""
+    try:
+        lines = mine.read_text().splitlines()
+    except OSError:
+        lines = []
+    path = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    groups = [root]
+    # From outside of a container, a path leads above what is mounted: /../../job.
+    for part in () if ".." in Path(path).parts else Path(path).parts:
+        groups.append(groups[-1] / part)
+    return groups
 
 
 def _shared_memory() -> Iterator[Finding]:
@@ -77,14 +110,16 @@ def _open_files() -> Finding:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """The numbers of a file with lines of ``name: number kB``; empty if it is not there."""
+    """The numbers of a file with lines of ``name: number kB``; empty if it is not there.
+
+    The colon and the unit may be missing.
+    """
     try:
         lines = path.read_text().splitlines()
     except OSError:
         return {}
-    parts = (line.partition(":") for line in lines)
-    words = ((name, rest.split()) for name, _, rest in parts)
-    return {name: int(rest[0]) for name, rest in words if rest and rest[0].isdecimal()}
+    words = (line.split() for line in lines)
+    return {w[0].removesuffix(":"): int(w[1]) for w in words if len(w) > 1 and w[1].isdecimal()}
 
 
 def _number(path: Path) -> int | None:
