@@ -75,7 +75,8 @@ def test_a_copied_quickstart_loads_and_has_a_folder_of_its_own(tmp_path: Path) -
 
 def test_default_names_are_the_files_of_no_other_run() -> None:
     assert default_file("vatt/quickstart") == Path("my_vatt_quickstart.yaml")
-    assert default_file("recipes/a-b.yaml") == Path("my_recipes_a_b.yaml")
+    for source in ("recipes/a-b.yaml", "./a-b.yml", "/x/a-b.yaml"):
+        assert default_file(source) == Path("my_a_b.yaml")
     names = [default_file(name).stem for name in SHIPPED]
     assert len(set(names)) == len(names)
     assert not {*names} & {yaml.safe_load(p.read_text()).get("name") for p in SHIPPED.values()}
@@ -154,6 +155,13 @@ def test_a_copy_s_name_is_text(stem: str, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_file_that_cannot_name_a_run_is_refused(stem: str) -> None:
     with pytest.raises(UserError, match="its stem is to name the run: at most 100 letters"):
         copied("quickstart", Path(f"{stem}.yaml"))
+
+
+@pytest.mark.parametrize("file", ["d/", "xdc_small", "a.json"])
+def test_a_recipe_s_file_has_its_ending(file: str) -> None:
+    """Without, it would go before the shipped recipe of that name."""
+    with pytest.raises(UserError, match=r"ends in \.yaml: name it "):
+        copied("quickstart", Path(file))
 
 
 def test_every_recipe_but_the_parts_says_what_it_is() -> None:

@@ -161,6 +161,32 @@ def test_null_takes_modalities_and_backbones_away(
     assert from_text(recipe.dump()) == recipe
 
 
+@pytest.mark.parametrize(
+    ("text", "overrides", "said"),
+    [
+        ("modalities: {smell: null}\n", [],
+         "my.yaml:2: modalities.smell: null takes away what is there, and there is no 'smell'"),
+        ("", ["backbones.audoi="], "command line: backbones.audoi: null takes away what is there, "
+         "and there is no 'audoi'; did you mean 'audio'?"),
+        ("evaluations: {one: null}\n", [],
+         "my.yaml:2: evaluations.one: null takes away what is there, and there is no 'one'"),
+        ("modalities: {audio: null}\n", [],
+         "base.yaml:6: backbones.audio: there is no modality 'audio': my.yaml:2 takes it away: "
+         "take this, too: backbones.audio: null"),
+        ("", ["backbones.audio="], "base.yaml:3: modalities.audio: no backbone serves this "
+         "modality: add 'audio' under 'backbones'; command line takes it away: take this, too: "
+         "modalities.audio: null"),
+        ("modalities: null\n", [],
+         "my.yaml:2: modalities: expected a mapping of length >= 1, got an empty mapping"),
+    ],
+)  # fmt: skip
+def test_null_takes_away_what_is_there_and_leaves_a_whole(
+    from_text: Load, text: str, overrides: list[str], said: str
+) -> None:
+    Path("base.yaml").write_text(RECIPE)
+    assert message(from_text, "extends: base.yaml\n" + text, overrides) == said
+
+
 def test_a_backbone_may_be_replaced_by_one_of_several_modalities(from_text: Load) -> None:
     Path("base.yaml").write_text(RECIPE)
     recipe = from_text(

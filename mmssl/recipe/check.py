@@ -46,7 +46,10 @@ def _backbones(recipe: Recipe) -> Iterator[Finding]:
     for key, backbone in recipe.backbones.items():
         for name in key.split("+"):
             if name not in recipe.modalities:
-                there = suggest(name, list(recipe.modalities))
+                if taken := recipe.taken_away("modalities", name):
+                    there = f": {taken} takes it away: take this, too: backbones.{key}: null"
+                else:
+                    there = suggest(name, list(recipe.modalities))
                 yield ("backbones", key), f"there is no modality {name!r}{there}"
                 continue
             if served.get(name) == key:
@@ -64,6 +67,10 @@ def _backbones(recipe: Recipe) -> Iterator[Finding]:
     for name in recipe.modalities:
         if name not in served:
             message = f"no backbone serves this modality: add {name!r} under 'backbones'"
+            if taken := recipe.taken_away("backbones", name):
+                message += (
+                    f"; {taken} takes it away: take the modality, too: modalities.{name}: null"
+                )
             yield ("modalities", name), message
 
 

@@ -22,6 +22,9 @@ HERE = "here"
 #: would otherwise share its run folder.
 _OWN = ("name", "description", "sweep")
 
+#: Under names that users choose, of which null takes one away.
+_NAMED = ("modalities", "backbones", "evaluations")
+
 
 def report(messages: Sequence[str]) -> UserError:
     """One error of several lines, each with its place."""
@@ -139,7 +142,7 @@ def laid_over(tree: Node, overrides: Sequence[str]) -> Node:
     overlay = Node({}, COMMAND_LINE)
     for override in overrides:
         overlay = merge(overlay, _override(override))
-    return merge(tree, overlay)
+    return _laid(tree, overlay)
 
 
 def _substituted(tree: Node, environ: Mapping[str, str]) -> Node:
@@ -214,7 +217,7 @@ def _read(path: Path, inside: tuple[Path, ...]) -> Node:
         assert isinstance(inherited.value, dict)
         kept = {key: node for key, node in inherited.value.items() if key not in _OWN}
         below = merge(below, Node(kept, inherited.place))
-    return merge(below, own)
+    return _laid(below, own)
 
 
 def _of_today(content: dict[str, Node]) -> dict[str, Node]:
@@ -277,6 +280,25 @@ def merge(base: Node, over: Node, path: tuple[str | int, ...] = ()) -> Node:
     for key, node in over.value.items():
         merged[key] = merge(merged[key], node, (*path, key)) if key in merged else node
     return Node(merged, base.place if over.place.line is None else over.place)
+
+
+def _laid(below: Node, over: Node) -> Node:
+    """Merged, where null takes away only what is there: a misspelt name would stay unnoticed."""
+    for field in _NAMED:
+        there, asked = _entries(below, field), _entries(over, field)
+        for key, node in asked.items():
+            if node.value is None and key not in there:
+                near = difflib.get_close_matches(key, there, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                message = f"null takes away what is there, and there is no {key!r}{hint}"
+                raise UserError(located(node.place, (field, key), message))
+    return merge(below, over)
+
+
+def _entries(tree: Node, field: str) -> dict[str, Node]:
+    assert isinstance(tree.value, dict)
+    node = tree.value.get(field)
+    return node.value if node and isinstance(node.value, dict) else {}
 
 
 def _indexes(node: Node) -> bool:

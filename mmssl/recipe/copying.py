@@ -21,6 +21,8 @@ _HERE = re.compile(r"(?<!\$)\$\{" + HERE + r"(?::-[^{}]*)?\}")
 # A variable without a default, which no other one's default holds.
 _VARIABLE = re.compile(r"(?<![$-])\$\{([A-Za-z_]\w*)\}")
 
+ENDINGS = (".yaml", ".yml")
+
 # What needs no quotes, and no escapes between quotes.
 _SIMPLE = re.compile(r"[A-Za-z0-9_./-]+")
 
@@ -33,9 +35,10 @@ _Edit = tuple[int, int, str]
 def default_file(source: str) -> Path:
     """What a copy is called where nobody says: ``my_vatt_quickstart.yaml`` of vatt/quickstart.
 
-    Not as the recipe, whose runs would lie in the same folder.
+    Not as the recipe, whose runs would lie in the same folder. A file's copy lies here.
     """
-    return Path("my_" + re.sub(r"\W+", "_", source.removesuffix(".yaml")) + ".yaml")
+    name = Path(source).stem if source.endswith(ENDINGS) else source
+    return Path("my_" + re.sub(r"\W+", "_", name) + ".yaml")
 
 
 def copied(source: str, file: Path) -> str:
@@ -49,9 +52,11 @@ def copied(source: str, file: Path) -> str:
         file: where the copy is to lie.
 
     Raises:
-        UserError: there is no such recipe, it cannot be composed, or the file's stem cannot name a
-            run.
+        UserError: there is no such recipe, it cannot be composed, or the file's name is no recipe's
+            or its stem no run's.
     """
+    if file.suffix not in ENDINGS:
+        raise UserError(f"{file}: a recipe's file ends in .yaml: name it {file}.yaml, say")
     try:
         TypeAdapter(RunName).validate_python(file.stem)
     except ValidationError:

@@ -317,6 +317,11 @@ class Recipe(Typed):
         """
         return located(locate(self._tree, path)[0], path, "")
 
+    def taken_away(self, field: str, key: str) -> str:
+        """Where null takes an entry of a field away; empty where nothing does."""
+        place, found = locate(self._tree, (field, key))
+        return str(place) if found == (field, key) and key not in getattr(self, field) else ""
+
     def error(self, path: Sequence[str | int], message: str) -> UserError:
         """A mistake at ``path`` of this recipe, ready to be raised."""
         return UserError(located(locate(self._tree, path)[0], path, message))
