@@ -705,13 +705,14 @@ class Tracker(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """The run ends or is interrupted."""
+        """The run ends or is interrupted; what is raised here does not hide why."""
 
     def state_dict(self) -> dict[str, Any]:
         """What the checkpoint that is being written keeps for a later `load_state_dict`.
 
         What was tracked before is in no later process's log again, so flush it. Numbers, strings,
-        tensors, and lists and dicts of them; nothing by default.
+        tensors, and lists and dicts of them; nothing by default. If it fails, the checkpoint keeps
+        what it gave the time before, and the run ends.
         """
         return {}
 

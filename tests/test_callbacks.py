@@ -25,6 +25,8 @@ from mmssl.recipe import load
 from mmssl.training import checkpoints, distributed
 from mmssl.training.interruption import Interrupted
 from mmssl.training.log import read_log
+from mmssl.training.loop import Pretraining
+from mmssl.training.progress import Silent
 
 
 class Average(Callback):
@@ -361,6 +363,106 @@ def test_trackers_keep_a_state_and_may_change_between_starts(
     records = len(read_log(folder))
     assert (gone_on.count, gone_on.opened, gone_on.loaded) == (records, 4, True)
     assert (new.count, new.opened, new.loaded) == (records - 4, 4, False)
+
+
+class Unreachable(Counts):
+    """Fails to close, or to tell its state after some times."""
+
+    def __init__(self, error: Exception, *, tells: int | None = None) -> None:
+        super().__init__()
+        self.error, self.tells = error, tells
+        self.told, self.signals_wait = 0, False
+
+    def close(self) -> None:
+        self.signals_wait = signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        if self.tells is None:
+            raise self.error
+
+    def state_dict(self) -> dict[str, Any]:
+        self.told += 1
+        if self.tells is not None and self.told > self.tells:
+            raise self.error
+        return super().state_dict()
+
+
+class Heard(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def heard(job: Pretraining) -> list[str]:
+    job.progress = progress = Heard()
+    return progress.lines
+
+
+def test_trackers_that_fail_to_close_leave_a_stop_a_stop(tmp_path: Path) -> None:
+    first, second = Unreachable(UserError("no answer")), Unreachable(OSError("nor here"))
+    job = short(
+        tmp_path / "run",
+        callbacks={"stops": Stops(step=3)},
+        trackers={"my/first": first, "my/second": second},
+    )
+    lines = heard(job)
+    with pytest.raises(Interrupted):
+        job.run()
+    assert lines == ["tracker my/first: no answer", "tracker my/second: OSError: nor here"]
+    assert first.signals_wait
+    assert second.signals_wait
+
+
+def test_trackers_that_fail_to_close_leave_another_error_that_error(tmp_path: Path) -> None:
+    fails = Fails("on_step_end", UserError("out of luck"))
+    job = short(
+        tmp_path / "run",
+        callbacks={"fails": fails},
+        trackers={"my/far": Unreachable(UserError("no answer"))},
+    )
+    lines = heard(job)
+    with pytest.raises(UserError, match="out of luck"):
+        job.run()
+    assert lines == ["tracker my/far: no answer"]
+
+
+def test_a_whole_run_tells_of_trackers_that_fail_to_close(tmp_path: Path) -> None:
+    far, farther = Unreachable(UserError("no answer")), Unreachable(UserError("nor here"))
+    job = short(tmp_path / "run", trackers={"my/far": far, "my/farther": farther})
+    lines = heard(job)
+    with pytest.raises(UserError, match="no answer"):
+        job.run()
+    assert lines == ["tracker my/farther: nor here"]
+
+
+@pytest.mark.parametrize(("tells", "step"), [(0, 0), (2, 4)])  # two are before the first step
+def test_a_tracker_without_a_state_does_not_cost_the_checkpoint(
+    tmp_path: Path, tells: int, step: int
+) -> None:
+    """The run ends behind it, and goes on there with what the tracker told last, if anything."""
+    folder = tmp_path / "run"
+    far = Unreachable(UserError("no answer"), tells=tells)
+    with pytest.raises(UserError, match="no answer"):
+        short(folder, trackers={"my/far": far}).run()
+    assert (folder / "checkpoints" / f"step-{step:08d}.pt").is_file()
+    gone_on = Counts()
+    short(folder, trackers={"my/far": gone_on}).run()
+    assert (gone_on.opened, gone_on.loaded) == (step, tells > 0)
+    # Without those of the steps between the two checkpoints.
+    assert gone_on.count == len(read_log(folder)) - step
+
+
+def test_a_tracker_without_a_state_leaves_a_stop_a_stop(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    far = Unreachable(UserError("no answer"), tells=2)
+    job = short(folder, callbacks={"stops": Stops(step=3)}, trackers={"my/far": far})
+    lines = heard(job)
+    with pytest.raises(Interrupted):
+        job.run()
+    assert lines == ["tracker my/far: no answer"]
+    assert (folder / "checkpoints" / "step-00000003.pt").is_file()
 
 
 def test_states_of_a_list_are_told_apart_by_component_and_place(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ class Pretraining:
 
         Raises:
             Interrupted: a signal came; the state is saved.
-            UserError: the loss is not finite, or too many files are unreadable.
+            UserError: the loss is not finite, too many files are unreadable, or a tracker failed.
         """
         saved = self._newest_checkpoint()
         if saved is not None and saved["data"] != self.digests:
@@ -204,11 +204,13 @@ class Pretraining:
             length=saved["log_length"] if saved else 0,
             step=self.state.global_step,
             states=saved["trackers"] if saved else {},
+            say=self.progress.say,
         )
         self.callbacks = Callbacks(self._components, Lent(self, resumed=saved is not None))
         self._last_saved = time.monotonic()
         try:
-            with stop_requests() as self._stop:
+            # Closed inside: trackers may take their time, and a scheduler sends its next signal.
+            with stop_requests() as self._stop, self.log.closed_on_error():
                 if saved is not None:
                     self.callbacks.load_state_dict(saved["callbacks"])
                 self.callbacks("on_run_start")
@@ -225,8 +227,7 @@ class Pretraining:
             if distributed.is_lost(error) and self._stop.is_set():
                 raise self._stop.interrupted() from error
             raise
-        finally:
-            self.log.close()
+        self.log.close()
         self.objective.finish()
         if distributed.is_main():
             # The objective first: finished encoders say that both are there.
@@ -413,7 +414,7 @@ class Pretraining:
             self._tell_skipped()
         if due or asked:
             self._check_finite(float(distributed.mean(losses.total)))
-            self._save()
+            self._save(asked)
         return asked
 
     def step(self, batch: Batch, factor: float) -> Losses:
@@ -579,19 +580,29 @@ class Pretraining:
             return True
         return minutes is not None and time.monotonic() - self._last_saved > 60 * minutes
 
-    def _save(self) -> None:
-        if distributed.is_main():
-            self._write()
+    def _save(self, asked: int = 0) -> None:
+        """Write a checkpoint; what a tracker failed to tell for it is raised when it is there.
+
+        Args:
+            asked: what ranks were asked, as `StopRequests.level`: being stopped goes before that.
+        """
+        errors = self._write() if distributed.is_main() else {}
         path = checkpoints.path_of(self.folder / "checkpoints", self.state.global_step)
         self.callbacks("on_checkpoint", path)
+        asked = max(asked, self._stop.level)
+        if errors and asked:
+            self.log.tell(errors)
+            raise Interrupted(again=asked > 1)
+        self.log.raise_first(errors)
 
-    def _write(self) -> None:
+    def _write(self) -> dict[str, Exception]:
         if not all(bool(p.isfinite().all()) for p in self.encoders.parameters()):
             raise UserError(
                 f"parameters are not finite at round {self.state.round}, step {self.state.step}, "
                 "and are not saved: start again under another name (name=...) with a lower "
                 "training.optimizer.lr"
             )
+        trackers, errors = self.log.states()
         checkpoints.save(
             self.folder / "checkpoints",
             {
@@ -601,7 +612,7 @@ class Pretraining:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "callbacks": self.callbacks.state_dict(),
-                "trackers": self.log.states(),
+                "trackers": trackers,
                 "log_length": self.log.length(),
                 "data": self.digests,
             },
@@ -609,3 +620,4 @@ class Pretraining:
             keep=self.settings.keep,
         )
         self._last_saved = time.monotonic()
+        return errors
