@@ -4,12 +4,13 @@ MLflow cannot take back what was logged, and a killed run does again what came a
 checkpoint. So a figure waits until a checkpoint holds it::
 
     track -> new -- state_dict (a checkpoint is written) --> pending --> MLflow
-                                                             |  by the next call, when the
+                                                             |  by the next record, when the
                                                              v  checkpoint is safely there
                                                      in the checkpoint, too
 
 A resumed run sends what its checkpoint says was pending, but for what has arrived already: the
-same figures, so that it does not matter how far sending had come.
+same figures, so that it does not matter how far sending had come. A checkpoint asks nothing of the
+network: it may be the last thing that a run is given time for.
 """
 
 import math
@@ -18,7 +19,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,8 @@ class MLflow(Tracker):
         self._pending = [(name, value, at, step) for name, value, at, step in state["pending"]]
 
     def state_dict(self) -> dict[str, Any]:
-        """What is sent when this checkpoint is there; what is in the one before is sent now."""
-        self._send()
-        self._pending, self._new = self._new, []
+        """What is sent when this checkpoint is there, or by the process that goes on from it."""
+        self._pending, self._new = [*self._pending, *self._new], []
         return {"id": self._id, "pending": self._pending}
 
     def open(self, folder: Path, step: int) -> None:
@@ -108,8 +108,7 @@ class MLflow(Tracker):
 
     def close(self) -> None:
         """Send the rest: nothing comes after it, or it is known by name and step if it does."""
-        self._pending += self._new
-        self._new = []
+        self._pending, self._new = [*self._pending, *self._new], []
         self._send()
         if self._run is not None:
             # The loop closes trackers while the exception that ends it, if one does, is raised.
@@ -121,7 +120,15 @@ class MLflow(Tracker):
     def _send(self) -> None:
         """Log what is pending, but for what an earlier process has logged."""
         points = [point for point in self._pending if (point[0], point[3]) not in self._there]
+        try:
+            self._log(points)
+        except UserError:
+            # Some may have arrived: who goes on from a checkpoint asks, this process no more.
+            self._there.update((name, step) for name, _, _, step in points)
+            raise
         self._pending = []
+
+    def _log(self, points: Sequence[Point]) -> None:
         if not points:
             return
         with _told(self._client.tracking_uri):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from mmssl import UserError
 from mmssl_mlflow.tracker import MLflow
@@ -230,6 +231,32 @@ def test_killed_while_figures_are_sent(
     again.track(record(6))
     again.close()
     assert history(folder) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_keeps_what_an_outage_leaves_unsent(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = MLflow()
+    tracker.open(folder, 0)
+    tracker.track(record(1))
+    tracker.state_dict()
+    with monkeypatch.context() as outage:
+        outage.setattr(tracker._client, "get_experiment_by_name", refuses)
+        state = tracker.state_dict()
+        with pytest.raises(UserError, match="out of order"):
+            tracker.track(record(2))
+        later = tracker.state_dict()
+        tracker.close()
+    for kept in (state, later):
+        again = MLflow()
+        again.load_state_dict(json.loads(json.dumps(kept)))
+        again.open(folder, 1)
+        again.close()
+        assert history(folder) == [1]
+
+
+def refuses(*arguments: Any, **more: Any) -> Any:
+    raise MlflowException("out of order")
 
 
 def test_a_server_that_does_not_answer_is_told_in_a_line(
