@@ -147,17 +147,25 @@ class MLflow(Tracker):
         return found[0] if found else None
 
     def _make(self) -> str:
-        experiment = self._client.get_experiment_by_name(self.experiment)
-        if experiment is None:
-            number = self._client.create_experiment(self.experiment)
-        else:
-            number = experiment.experiment_id
+        number = self._experiment()
         tags = {_TAG: self._id, "mmssl.folder": str(self._folder.absolute())}
         run = self._client.create_run(number, run_name=self._folder.name, tags=tags)
         params = [Param(name, value[:_LENGTH]) for name, value in _parameters(self._folder)]
         for first in range(0, len(params), _PARAMS):
             self._client.log_batch(run.info.run_id, params=params[first : first + _PARAMS])
         return str(run.info.run_id)
+
+    def _experiment(self) -> str:
+        """Its number; of runs that start together several find none, and one makes it."""
+        found = self._client.get_experiment_by_name(self.experiment)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(self.experiment))
+            except MlflowException:
+                found = self._client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
 
 
 @contextmanager

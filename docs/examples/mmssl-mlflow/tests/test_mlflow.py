@@ -255,6 +255,39 @@ def test_a_checkpoint_keeps_what_an_outage_leaves_unsent(
         assert history(folder) == [1]
 
 
+def test_runs_that_start_together_share_the_experiment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = MLflow()
+    tracker.open(folder, 0)
+    find, seen = tracker._client.get_experiment_by_name, 0
+
+    def outrun(name: str) -> Any:
+        """Finds none, and then another run makes it."""
+        nonlocal seen
+        seen += 1
+        if seen == 1:
+            client_of(folder).create_experiment(name)
+            return None
+        return find(name)
+
+    monkeypatch.setattr(tracker._client, "get_experiment_by_name", outrun)
+    tracker.track(record(1))
+    tracker.close()
+    assert history(folder) == [1]
+
+
+def test_an_experiment_that_cannot_be_made_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = MLflow()
+    tracker.open(folder, 0)
+    monkeypatch.setattr(tracker._client, "create_experiment", refuses)
+    tracker.track(record(1))
+    with pytest.raises(UserError, match="out of order"):
+        tracker.close()
+
+
 def refuses(*arguments: Any, **more: Any) -> Any:
     raise MlflowException("out of order")
 
