@@ -23,8 +23,9 @@ class IMU(Modality):
     does a clip during which no channel was measured.
 
     Values at `rate` lie on straight lines between measurements at most `max_gap` away. What is
-    farther from any, in a gap or beyond the recording's ends, reads as `mean`, which is 0 once
-    normalised. Nothing is filtered: a recording of a much higher rate is better reduced before.
+    farther from any, in a gap or beyond the recording's ends, reads as NaN, which is 0 once
+    normalised; where `rotate` turns a vector of which some channels are known, the others are
+    `mean`. Nothing is filtered: a recording of a much higher rate is better reduced before.
 
     The whole file is read for every clip: cut long recordings as videos are cut.
 
@@ -86,7 +87,7 @@ class IMU(Modality):
         self.std = _column("std", std, channels)
 
     def read(self, media: Media, window: Window, rng: np.random.Generator | None) -> Tensor:
-        """``[channels, seconds * rate]`` float32, in the recording's units.
+        """``[channels, seconds * rate]`` float32, in the recording's units; NaN is not known.
 
         The middle of the window, moved to lie within the sample where that is long enough.
 
@@ -107,7 +108,7 @@ class IMU(Modality):
         found, known = resample(time, values, at, self.max_gap)
         if not known.any():
             raise MissingModality(f"{name} has no measurement from {at[0]:g} s to {at[-1]:g} s")
-        return torch.where(torch.from_numpy(known), torch.from_numpy(found), self.mean)
+        return torch.from_numpy(np.where(known, found, np.float32(np.nan)))
 
     def empty(self) -> Tensor:
         """``[channels, seconds * rate]`` float32 zeros."""
@@ -116,11 +117,16 @@ class IMU(Modality):
     def prepare(self, batch: Tensor, draws: Draws | None) -> Tensor:
         """``[B, channels, seconds * rate]`` float32, augmented and normalised."""
         values = batch.float()
+        mean, std = self.mean.to(values.device), self.std.to(values.device)
+        gaps = values.isnan()
+        values = torch.where(gaps, mean, values)
         if draws is not None and self.rotate:
             vectors = values.unflatten(1, (-1, 3))
             turned = torch.einsum("bij,bvjt->bvit", rotations(draws, self.rotate), vectors)
             values = turned.flatten(1, 2)
-        values = (values - self.mean.to(values.device)) / self.std.to(values.device)
+            # Known channels are in all three now; of a vector without any, mean was turned.
+            gaps = gaps.unflatten(1, (-1, 3)).all(2).repeat_interleave(3, 1)
+        values = ((values - mean) / std).masked_fill(gaps, 0.0)
         return values if draws is None else self._augment(values, draws)
 
     def _augment(self, values: Tensor, draws: Draws) -> Tensor:

@@ -58,14 +58,14 @@ def test_the_offset_is_how_far_the_sensors_clock_is_behind(tmp_path: Path) -> No
     assert found[0, 0] == pytest.approx(3.75)
 
 
-def test_beyond_the_end_a_clip_reads_as_the_mean(tmp_path: Path) -> None:
+def test_beyond_the_end_a_clip_is_0_once_normalised(tmp_path: Path) -> None:
     """The recording ends at 2, and its last measurement speaks for a tenth of a second more."""
     imu = IMU(channels=2, seconds=1, rate=20, max_gap=0.1, mean=[7, 8], std=[2, 3])
     with Media(sample(tmp_path, ramp(tmp_path, last=2.0), end=9.0)) as media:
         found = imu.read(media, Window(1.5, 1.0), None)
         with pytest.raises(MissingModality, match="no measurement"):
             imu.read(media, Window(4.0, 1.0), None)
-    assert (found[:, 12:] == torch.tensor([[7.0], [8.0]])).all()
+    assert found[:, 12:].isnan().all()
     assert (imu.prepare(found[None], None)[0, :, 12:] == 0).all()
     assert found[0, 8] == pytest.approx(1.9)
 
@@ -117,6 +117,25 @@ def test_all_vectors_of_a_sample_turn_together() -> None:
     a, b = values.unflatten(1, (2, 3)), turned.unflatten(1, (2, 3))
     torch.testing.assert_close(a.norm(dim=2), b.norm(dim=2))
     torch.testing.assert_close((a[:, 0] * a[:, 1]).sum(1), (b[:, 0] * b[:, 1]).sum(1))
+
+
+def test_a_gap_is_0_however_the_signal_is_turned() -> None:
+    imu = IMU(seconds=1, mean=[0, 0, 9.81] * 2, std=2, rotate=180, scale=0.5)
+    values = torch.randn(8, 6, 50, generator=torch.Generator().manual_seed(0)) + imu.mean
+    values[:, :3, 10:20] = torch.nan
+    for found in (imu.prepare(values, None), imu.prepare(values, draws(8))):
+        assert (found[:, :3, 10:20] == 0).all()
+        assert (found[:, 3:] != 0).all()
+        assert (found[:, :, :10] != 0).all()
+
+
+def test_of_a_vector_known_in_part_the_rest_is_the_mean_and_turned_with_it() -> None:
+    imu = IMU(channels=3, seconds=1, mean=[0, 0, 9.81], rotate=180)
+    values = torch.randn(8, 3, 50, generator=torch.Generator().manual_seed(0))
+    filled = values.clone()
+    values[:, 2], filled[:, 2] = torch.nan, 9.81
+    assert (imu.prepare(values, None)[:, 2] == 0).all()
+    torch.testing.assert_close(imu.prepare(values, draws(8)), imu.prepare(filled, draws(8)))
 
 
 @given(st.floats(-1, 1, width=32))
