@@ -68,9 +68,7 @@ def _backbones(recipe: Recipe) -> Iterator[Finding]:
         if name not in served:
             message = f"no backbone serves this modality: add {name!r} under 'backbones'"
             if taken := recipe.taken_away("backbones", name):
-                message += (
-                    f"; {taken} takes it away: take the modality, too: modalities.{name}: null"
-                )
+                message += f"; {taken} takes it away: take this, too: modalities.{name}: null"
             yield ("modalities", name), message
 
 
