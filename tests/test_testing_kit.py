@@ -230,6 +230,9 @@ def test_what_cannot_be_built_is_told_once(named: Named) -> None:
         next(c for c in checks if c.claim.startswith("prepare"))()
 
 
+NAMED_BY_A_RECIPE = "objective agree: a recipe names it"
+
+
 def checks_of_plugin(name: str, subject: str = "") -> list[Check]:
     discover.cache_clear()
     return [check for check in conformance(name) if check.subject.startswith(subject)]
@@ -298,6 +301,31 @@ def test_a_recipe_that_does_not_load_is_a_failure(site: Path, tmp_path: Path) ->
     found = failures([c for c in conformance("kit_toy", [file]) if c.subject.startswith("recipe")])
     assert list(found) == ["loads"]
     assert "did you mean 'agree'?" in found["loads"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("epoch_size: 24", "epoch_syze: 24", "did you mean 'epoch_size'?"),
+        ("objective: agree", "objective: {agree", "wrong.yaml:"),
+    ],
+)
+def test_what_a_recipe_that_does_not_load_may_name(
+    before: str, after: str, told: str, site: Path, tmp_path: Path
+) -> None:
+    """Another recipe is no help then, and is not asked for."""
+    assert before in RECIPE
+    file = tmp_path / "wrong.yaml"
+    file.write_text(RECIPE.replace(before, after))
+    discover.cache_clear()
+    (check,) = [c for c in conformance("kit_toy", [file]) if str(c) == NAMED_BY_A_RECIPE]
+    with pytest.raises(Nonconforming) as failed:
+        check()
+    said = str(failed.value)
+    assert said.startswith("no recipe that loads names the objective 'agree'")
+    assert f"{file} does not load: " in said
+    assert told in said
+    assert "Add a" not in said
 
 
 def test_a_recipe_that_does_not_run_is_a_failure(site: Path, tmp_path: Path) -> None:

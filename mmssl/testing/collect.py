@@ -60,10 +60,12 @@ def conformance(plugin: str, recipes: Sequence[str | Path] | None = None) -> lis
     sources = _own_recipes(plugin) if recipes is None else [str(source) for source in recipes]
     checks = checks_of(f"plugin {plugin}", plugins.Case(plugin), plugins.TESTS)
     materials: list[Material] = []
+    unread: list[tuple[str, str]] = []
     for source in sources:
         try:
             materials += [Material(run) for run in runs_of(source, [], [])]
         except UserError as error:
+            unread.append((source, str(error)))
             checks.append(Check(f"recipe {source}", "loads", _failing(str(error))))
     for material in materials:
         case = recipe.Case(material)
@@ -73,7 +75,7 @@ def conformance(plugin: str, recipes: Sequence[str | Path] | None = None) -> lis
     for registration in found.components:
         own = [use for use in uses if use.spec.registration == registration]
         named = tuple(dict.fromkeys(use.material.recipe.name for use in own))
-        of_any = Component(registration, named, names)
+        of_any = Component(registration, named, names, tuple(unread))
         if registration.kind == "commands":
             checks += checks_of(of_any.subject, of_any, component.COMMAND_TESTS)
             checks += checks_of(of_any.subject, command.Case(registration), command.TESTS)

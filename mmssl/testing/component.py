@@ -43,11 +43,13 @@ class Component:
         registration: what the plugin registered.
         recipes: names of the recipes that name it.
         looked_at: names of all that were looked at.
+        unread: of those that do not load, which might have named it, the names and why.
     """
 
     registration: Registration
     recipes: tuple[str, ...]
     looked_at: tuple[str, ...]
+    unread: tuple[tuple[str, str], ...] = ()
 
     @property
     def subject(self) -> str:
@@ -183,6 +185,12 @@ def is_named(case: Component) -> None:
     if case.recipes:
         return
     one, name = SINGULAR[case.registration.kind], case.registration.name
+    if case.unread:
+        reasons = "; ".join(f"{recipe} does not load: {why}" for recipe, why in case.unread)
+        fail(
+            f"no recipe that loads names the {one} {name!r}, so nothing else of it can be checked; "
+            f"{reasons}"
+        )
     looked_at = ", ".join(case.looked_at)
     looked_at = looked_at or f"there is none in the folder recipes/ of {case.registration.owner}"
     field = _FIELDS[case.registration.kind].format(name)
