@@ -17,12 +17,12 @@ from functools import cache, partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import pluggy
 
 from mmssl import hooks
-from mmssl.errors import UserError, one_line
+from mmssl.errors import UserError, one_line, printable
 from mmssl.guests import guest
 from mmssl.hooks import KINDS, REGISTERED
 
@@ -223,9 +223,47 @@ def load_plugins(
         except BaseException as error:  # a stranger's module may raise anything, SystemExit too
             if module is not None and manager.get_plugin(name) is module:
                 manager.unregister(name=name)
-            plugin = Plugin(name, version, error=one_line(error))
+            plugin = Plugin(name, version, error=_reason(error))
         registry.plugins.append(replace(plugin, seconds=time.monotonic() - begun))
     return registry
+
+
+# Whose frames lie between the registry and a plugin's own.
+_BETWEEN = {
+    "mmssl", "importlib", "_frozen_importlib", "_frozen_importlib_external", "pluggy", "contextlib",
+    "functools", "",
+}  # fmt: skip
+
+
+def _reason(error: BaseException) -> str:
+    """Why a plugin does not load, and where, in a line."""
+    place = _place(error)
+    said = one_line(error)
+    if place and _is_syntax(error) and isinstance(error.msg, str):
+        # Its own text has the file without its folder, and every plugin has an __init__.py.
+        said = f"{type(error).__name__}: {one_line(error.msg)}"
+    return f"{said} ({printable(place)})" if place else said
+
+
+def _place(error: BaseException) -> str:
+    """``file:line`` of what cannot be parsed, or of the last line of the plugin's own that ran."""
+    if _is_syntax(error) and error.lineno is not None and isinstance(error.filename, str):
+        return f"{error.filename}:{error.lineno}"
+    own, place, trace = None, "", error.__traceback__
+    while trace is not None:
+        code, module = trace.tb_frame.f_code, trace.tb_frame.f_globals.get("__name__")
+        package = module.partition(".")[0] if isinstance(module, str) else ""
+        if own is None and package not in _BETWEEN:
+            own = package  # the first stranger is the plugin; whom it calls is not
+        if package == own:
+            place = f"{code.co_filename}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
+
+
+def _is_syntax(error: BaseException) -> TypeGuard[SyntaxError]:
+    """Python's own, not one that a stranger made of it."""
+    return type(error) in (SyntaxError, IndentationError, TabError)
 
 
 def _recipes(module: Any) -> Path | None:
@@ -318,7 +356,14 @@ def _load(entry: EntryPoint) -> Any:
     """Import what an entry point names."""
     if not re.fullmatch(r"\w+(\.\w+)*(\s*:\s*\w+(\.\w+)*)?(\s*\[.*\])?", entry.value):
         raise UserError(f"its entry point names {one_line(entry.value)!r}, which is no module")
-    return entry.load()
+    try:
+        return entry.load()
+    except (ModuleNotFoundError, AttributeError) as error:
+        if _place(error):
+            raise
+        # No line of its own has run: what is missing is what the entry point names.
+        named = one_line(f"{entry.name} = {entry.value}")
+        raise UserError(f"{one_line(error)}; its entry point is {named}") from error
 
 
 @cache

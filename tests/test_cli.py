@@ -625,7 +625,8 @@ def test_a_broken_plugin_is_named_and_stops_nothing(tmp_path: Path) -> None:
     assert (listed.returncode, listed.stderr) == (0, "")
     lines = listed.stdout.splitlines()
     at = lines.index("torn 1.5")
-    reason = "ModuleNotFoundError: No module named 'torn_dependency'"
+    place = f"{tmp_path / 'site/torn.py'}:1"
+    reason = f"ModuleNotFoundError: No module named 'torn_dependency' ({place})"
     assert lines[at + 1] == f"  broken: {reason}"
     assert "  objectives: sdc, mdc, cdc, xdc" in lines
 

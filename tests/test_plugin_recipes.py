@@ -118,7 +118,8 @@ def test_a_broken_plugin_s_recipe_names_why_it_is_broken(install: Install, tmp_p
     )
     reason = (
         "there is no recipe 'stranger/quickstart': the plugin 'stranger' is broken: "
-        "ModuleNotFoundError: No module named 'no_such_module'"
+        "ModuleNotFoundError: No module named 'no_such_module' "
+        f"({Path('site-packages').resolve() / 'stranger/__init__.py'}:1)"
     )
     with pytest.raises(UserError) as caught:
         resolve("stranger/quickstart", (), {})

@@ -74,9 +74,11 @@ def test_a_missing_component_proposes_a_near_one_and_names_broken_plugins() -> N
     )
     with pytest.raises(UserError) as caught:
         registry.resolve("objectives", "vicrek")
+    reason = f"ImportError: No module named 'torn_dependency' ({__file__}:"
+    assert str(registry.plugins[1].error).startswith(reason)
     assert str(caught.value) == (
         "unknown objective 'vicrek'; did you mean 'vicreg'? (broken plugins, which might have "
-        "brought it: torn (ImportError: No module named 'torn_dependency'))"
+        f"brought it: torn ({registry.plugins[1].error}))"
     )
 
 
@@ -108,6 +110,70 @@ def test_a_broken_plugin_is_listed_and_stops_no_other(broken: Any, reason: str) 
     assert bad.components == ()
     assert good.error is None
     assert registry.resolve("objectives", "fine").owner == "good"
+
+
+HOOK = "from mmssl import hookimpl\n@hookimpl\ndef register_objectives(register):\n    "
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("x = 1\ndef (\n", "SyntaxError: invalid syntax (FILE:2)"),
+        ("if x:\ny", "IndentationError: expected an indented block after 'if' statement on line 1"),
+        ("if x:\ny", "(FILE:2)"),
+        (f"{HOOK}1 / 0\n", "ZeroDivisionError: division by zero (FILE:4)"),
+        (f"{HOOK}register('a', 'nowhere')\n", "is not of the form 'module:attribute' (FILE:4)"),
+        ("import json\njson.loads('')\n", "Expecting value: line 1 column 1 (char 0) (FILE:2)"),
+        ("import placed.no_such\n", "No module named 'placed.no_such' (FILE:1)"),
+        ("from . import part\n", "(PART:1)"),
+        ("import sys\nsys.exit(3)\n", "SystemExit: 3 (FILE:2)"),
+    ],
+)
+def test_a_broken_plugin_is_named_with_its_place(
+    text: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "placed"
+    folder.mkdir()
+    file, part = folder / "__init__.py", folder / "part.py"
+    file.write_text(text)
+    part.write_text("undefined\n")
+    assert reason.replace("FILE", str(file)).replace("PART", str(part)) in error_of(
+        "placed = placed", tmp_path, monkeypatch
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("placed = plased", "ModuleNotFoundError: No module named 'plased'"),
+        ("placed = placed.hooks", "ModuleNotFoundError: No module named 'placed.hooks'"),
+        ("placed = placed:hooks", "AttributeError: module 'placed' has no attribute 'hooks'"),
+    ],
+)
+def test_an_entry_point_that_names_nothing_is_shown(
+    entry: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "placed").mkdir()
+    (tmp_path / "placed/__init__.py").write_text("")
+    found = error_of(entry, tmp_path, monkeypatch)
+    assert found == f"{reason}; its entry point is {entry}"
+
+
+def error_of(entry: str, site: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Why the plugin of an entry point is broken."""
+    info = site / "placed-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: placed\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[mmssl]\n{entry}\n")
+    monkeypatch.syspath_prepend(str(site))
+    discover.cache_clear()
+    try:
+        (plugin,) = [plugin for plugin in discover().plugins if plugin.name == "placed"]
+    finally:
+        discover.cache_clear()
+        for name in ("placed", "placed.part"):
+            sys.modules.pop(name, None)
+    return str(plugin.error)
 
 
 def test_commands_are_brought_by_plugins_and_no_component_of_recipes() -> None:
