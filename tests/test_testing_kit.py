@@ -361,6 +361,11 @@ def test_the_command_line(site: Path, tmp_path: Path) -> None:
     assert "  FAILED  its docstring says what it is" in bad.stdout
     assert bad.stdout.splitlines()[-1] == "kit_toy: 0 ok, 1 failed, 0 not applicable"
 
+    install(site, "kit_broken", "1 / 0\n")
+    broken = check("kit_broken", "--only", "modality imu")
+    assert broken.returncode == 1
+    assert f"division by zero ({site / 'kit_broken.py'}:1)" in broken.stdout
+
     unknown = check("kit_toi")
     assert unknown.returncode == 2
     assert "did you mean 'kit_toy'?" in unknown.stderr

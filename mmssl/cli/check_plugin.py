@@ -48,7 +48,8 @@ def check_plugin(
         from mmssl.testing import Nonconforming, conformance
 
         every = conformance(name, recipe)
-        checks = [check for check in every if only in str(check)]
+        broken = f"plugin {name}: loads"  # which is why there is no other
+        checks = [check for check in every if only in str(check) or str(check) == broken]
     if not checks:
         raise UserError(f"--only {only!r}: none of the {len(every)} checks of {name} contains it")
     failed = left_out = 0
