@@ -8,7 +8,17 @@ import numpy as np
 import torch
 from pydantic import Field, FilePath
 
-from mmssl import Backbone, Dataset, Evaluation, Evaluator, Modality, Objective, Sample, hookimpl
+from mmssl import (
+    Backbone,
+    Dataset,
+    Evaluation,
+    Evaluator,
+    Modality,
+    Objective,
+    Sample,
+    Tracker,
+    hookimpl,
+)
 from mmssl.registry import Registry, load_plugins
 
 if TYPE_CHECKING:
@@ -188,7 +198,7 @@ def cosine(step: int, *, warmup: int = 0) -> float:
     return float(step >= warmup)
 
 
-class Board:
+class Board(Tracker):
     """Nowhere.
 
     Args:
@@ -197,6 +207,15 @@ class Board:
 
     def __init__(self, *, tag: str = "") -> None:
         self.tag = tag
+
+    def open(self, folder: Path, step: int) -> None:
+        raise NotImplementedError
+
+    def track(self, record: Any) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
 
 
 def inline() -> None:

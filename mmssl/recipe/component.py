@@ -1,6 +1,7 @@
 """A component as a recipe names it: checked parameters, and building it from them."""
 
 import inspect
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ class ComponentSpec:
         try:
             target = self.registration.load()
             _check_call(target, self.registration, args, {**parameters, **context})
-            return target(*args, **parameters, **context)
+            return _made(target, self.registration, args, {**parameters, **context})
         except (ValueError, OverflowError, UserError) as error:
             reason = " ".join(str(error).split())
             message = f"{self.where}: {reason}" if self.where else reason
@@ -101,6 +102,45 @@ def _check_call(target: Any, registration: Registration, args: Any, kwargs: Any)
             "keyword-only (after '*' in the signature)"
         )
         raise UserError(message) from error
+
+
+def _made(target: Any, registration: Registration, args: Any, kwargs: Any) -> Any:
+    """Call a component; what it makes keeps to its kind's contract."""
+    try:
+        made = target(*args, **kwargs)
+    except AttributeError as error:
+        if "before Module.__init__() call" not in str(error):
+            raise
+        raise UserError(f"{blame(registration)}: {error}: {_INIT}") from error
+    torch = sys.modules.get("torch")
+    if torch and isinstance(made, torch.nn.Module) and "_modules" not in vars(made):
+        raise UserError(f"{blame(registration)}: {type(made).__name__} is no module yet: {_INIT}")
+    expected = contract(registration.kind)
+    if expected and not isinstance(made, expected):
+        what = f"a {type(made).__name__}: return mmssl.{expected.__name__}"
+        raise UserError(f"{blame(registration)} returned {what}")
+    return made
+
+
+_INIT = "call super().__init__() first in its __init__"
+
+
+def contract(kind: str) -> type | None:
+    """The class of what a kind's components make; None for optimizers, schedules and commands."""
+    from mmssl import contracts  # needs torch, as nearly all that is loaded does
+
+    found: type | None = getattr(contracts, SINGULAR[kind].capitalize(), None)
+    return found
+
+
+def check_class(target: Any, registration: Registration) -> None:
+    """A class keeps to its kind's contract; of a function only what it makes tells."""
+    expected = contract(registration.kind) if isinstance(target, type) else None
+    if expected and not issubclass(target, expected):
+        raise UserError(
+            f"{blame(registration)}: the class {target.__qualname__} must subclass "
+            f"mmssl.{expected.__name__}"
+        )
 
 
 def _absolute(value: Any) -> Any:

@@ -23,7 +23,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from mmssl.errors import UserError
-from mmssl.recipe.component import ComponentSpec, blame
+from mmssl.recipe.component import ComponentSpec, blame, check_class
 from mmssl.recipe.typed import Expects, Typed, failure, phrase, shown, validate
 from mmssl.registry import SINGULAR, Registry
 
@@ -302,6 +302,7 @@ class Kind:
         try:
             registration = registry.resolve(self.kind, use)
             target = registration.load()
+            check_class(target, registration)
         except UserError as error:
             raise _error(str(error), "use") from None
         try:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-import mmssl
 from mmssl.errors import UserError
+from mmssl.recipe.component import contract
 from mmssl.recipe.signature import parameter_model, parameters, summary
 from mmssl.registry import SINGULAR, Registration, discover
 from mmssl.testing.check import fail, require
@@ -59,8 +59,7 @@ class Component:
     @property
     def contract(self) -> type | None:
         """The class that one of its kind is, or returns; None where it is a function."""
-        one = SINGULAR[self.registration.kind]
-        return getattr(mmssl, one.capitalize()) if one.capitalize() in mmssl.__all__ else None
+        return contract(self.registration.kind)
 
 
 def loads(case: Component) -> None:
