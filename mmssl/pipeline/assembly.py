@@ -120,12 +120,16 @@ def build_datasets(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
         UserError: both have classes, but not the same.
     """
     train: Dataset = recipe.data.train.build()
-    if recipe.data.limit is not None and recipe.data.limit < len(train):
-        train = Limited(train, recipe.data.limit)
+    with recipe.at("data", "train"):
+        if recipe.data.limit is not None and recipe.data.limit < len(train):
+            train = Limited(train, recipe.data.limit)
     if recipe.data.validation is None:
         return train, None
     validation: Dataset = recipe.data.validation.build()
-    ours, theirs = list(train.classes), list(validation.classes)
+    with recipe.at("data", "train"):
+        ours = list(train.classes)
+    with recipe.at("data", "validation"):
+        theirs = list(validation.classes)
     if ours and theirs and ours != theirs:
         other = next((x for x in (*ours, *theirs) if (x in ours) != (x in theirs)), None)
         what = f"{other!r} is in one of them only" if other else "their order differs"

@@ -75,6 +75,13 @@ def evaluate(recipe: Recipe, name: str, folder: RunFolder, progress: Progress) -
     except UserError as error:
         raise recipe.error(("evaluations", name), str(error)) from error
     if distributed.is_main():
+        if not isinstance(result, Evaluation):
+            raise recipe.error(
+                ("evaluations", name),
+                f"evaluate of {type(evaluator).__name__} returned a {type(result).__name__}: "
+                "return mmssl.Evaluation; what was trained is kept, and `mmssl run` goes on from "
+                "there",
+            )
         write_evaluation(out, result)
 
 

@@ -1,19 +1,21 @@
 """What a recipe would do: built and checked before anything is read, written or trained."""
 
 import copy
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import nn
 
-from mmssl.contracts import Backbone, Evaluator, Features, Launcher, Modality, Objective, Table
+from mmssl.contracts import Backbone, Evaluator, Launcher, Modality, Objective, Table
 from mmssl.errors import UserError
 from mmssl.pipeline import assembly
 from mmssl.recipe import Recipe
 from mmssl.recipe.component import ComponentSpec
 from mmssl.recipe.model import Training
-from mmssl.training.encoders import Encoders
+from mmssl.training.encoders import Encoders, breach
 from mmssl.training.settings import Settings, grouped
 
 
@@ -43,6 +45,13 @@ def make_plan(recipe: Recipe) -> Plan:
     encoders = assembly.build_encoders(recipe)
     _check_features(recipe, encoders, modalities)
     train, validation = assembly.build_datasets(recipe)
+    # Some read nothing until they are asked.
+    with recipe.at("data", "train"):
+        data = [("train", _short(recipe.data.train), len(train), len(train.classes))]
+    if validation is not None and recipe.data.validation is not None:
+        with recipe.at("data", "validation"):
+            row = _short(recipe.data.validation), len(validation), len(validation.classes)
+        data.append(("validation", *row))
     objective = assembly.build_objective(recipe, encoders, train)
     for spec in (*recipe.trackers, *recipe.callbacks):
         spec.build()
@@ -69,10 +78,6 @@ def make_plan(recipe: Recipe) -> Plan:
         for key, backbone in encoders.backbones.items()
     ]
     networks.append(("objective", _short(recipe.objective), "", None, heads))
-    data = [("train", _short(recipe.data.train), len(train), len(train.classes))]
-    if validation is not None and recipe.data.validation is not None:
-        row = _short(recipe.data.validation), len(validation), len(validation.classes)
-        data.append(("validation", *row))
     stages = [(name, _short(spec)) for name, spec in recipe.evaluations.items()]
     return Plan(
         summary,
@@ -232,8 +237,13 @@ def _check_features(
         modalities: what clips they see.
         place: of the evaluation that they belong to, for messages.
     """
+    for name, modality in modalities.items():
+        if told := _undeclared_clips(modality):
+            raise recipe.error((*place, "modalities", name), told)
     for key, backbone in encoders.backbones.items():
         assert isinstance(backbone, Backbone)
+        if told := _undeclared_features(backbone):
+            raise recipe.error(place or ("backbones", key), told)
         for name in key.split("+"):
             serves, kind = backbone.modalities, modalities[name].kind
             if serves != "any" and kind not in serves:
@@ -251,7 +261,7 @@ def _check_features(
             with torch.no_grad():
                 if len(names) > 1:
                     present = {n: torch.ones(2, dtype=torch.bool) for n in names}
-                    features: dict[str, Features] = ghost(clips, present)
+                    features: Any = ghost(clips, present)
                 else:
                     features = {key: ghost(clips[key])}
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
@@ -263,14 +273,37 @@ def _check_features(
             raise recipe.error(
                 place or ("backbones", key), f"{who}does not take clips of shape {shapes}: {reason}"
             ) from error
-        for name in names:
-            shape = tuple(features[name].pooled.shape)
-            if shape != (2, backbone.dim):
-                raise recipe.error(
-                    place or ("backbones", key),
-                    f"gives pooled features of shape {list(shape)} for 2 clips of {name}, but "
-                    f"declares dim {backbone.dim}; this is the plugin's defect",
-                )
+        if told := breach(backbone, names, features, 2):
+            raise recipe.error(place or ("backbones", key), told)
+
+
+def _undeclared_clips(modality: Modality) -> str:
+    """What a modality leaves unsaid of its clips, for its author; nothing where all is said."""
+    kind, shape = (getattr(modality, name, None) for name in ("kind", "shape"))
+    for name, value, kept, example in (
+        ("kind", kind, isinstance(kind, str) and bool(kind), "kind = 'imu'"),
+        ("shape", shape, isinstance(shape, Iterable), "self.shape = (channels, steps)"),
+    ):
+        if not kept:
+            return f"{name} is {value!r}: set it in the class or in __init__, as {example}"
+    if not all(_is_size(size) for size in modality.shape):
+        return f"shape is {shape}: it must hold whole numbers > 0, without the batch's size"
+    return ""
+
+
+def _undeclared_features(backbone: Backbone) -> str:
+    """What a backbone leaves unsaid of what it takes and gives, for its author."""
+    serves, dim = (getattr(backbone, name, None) for name in ("modalities", "dim"))
+    if serves != "any" and (isinstance(serves, str) or not isinstance(serves, Collection)):
+        return (
+            f"modalities is {serves!r}: set it in the class to the kinds that it serves, such as "
+            "frozenset({'imu'}), or to 'any'"
+        )
+    return "" if _is_size(dim) else f"dim is {dim!r}: set it to D of its features"
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, Integral) and int(value) > 0
 
 
 def asks_for_data(error: Exception) -> bool:

@@ -164,10 +164,10 @@ def profile(recipe: Recipe, steps: int, progress: Progress) -> Profile:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     with TemporaryDirectory(prefix="mmssl-profile-") as folder:
-        training = pretraining(recipe, Path(folder), progress)
-        prefetch = min(_PREFETCH, training.loader.prefetch)
-        training.loader = replace(training.loader, timed=True, prefetch=prefetch)
         try:
+            training = pretraining(recipe, Path(folder), progress)
+            prefetch = min(_PREFETCH, training.loader.prefetch)
+            training.loader = replace(training.loader, timed=True, prefetch=prefetch)
             rows = _rehearse(training, Path(folder), progress)
             return _measure(training, rows, steps, progress)
         except UserError as error:

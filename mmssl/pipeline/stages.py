@@ -46,9 +46,8 @@ def run_stage(recipe: Recipe, stage: str, progress: Progress) -> None:
 
 def pretrain(recipe: Recipe, folder: RunFolder, progress: Progress) -> None:
     """Train the encoders of a recipe in its run folder."""
-    training = pretraining(recipe, folder.path, progress)
     try:
-        training.run()
+        pretraining(recipe, folder.path, progress).run()
     except UserError as error:
         raise placed(recipe, error) from error
 
@@ -69,9 +68,10 @@ def pretraining(
     encoders = assembly.build_encoders(recipe)
     train, validation = distributed.main_first(lambda: assembly.build_datasets(recipe))
     objective = assembly.build_objective(recipe, encoders, train)
-    for dataset in (train, validation):
+    for split, dataset in (("train", train), ("validation", validation)):
         if dataset is not None:
-            distributed.main_first(partial(dataset.materialise, progress))
+            with recipe.at("data", split):
+                distributed.main_first(partial(dataset.materialise, progress))
     if recipe.training.channels_last:
         assembly.to_memory_format(encoders)
     if recipe.training.compile:

@@ -1,6 +1,7 @@
 """What a recipe may say. The documentation and the JSON schema are generated from these fields."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
@@ -329,6 +330,16 @@ class Recipe(Typed):
     def components(self) -> Iterator[tuple[tuple[str | int, ...], ComponentSpec]]:
         """All components and their paths, nested ones after the one that holds them."""
         return _components(self, ())
+
+    @contextmanager
+    def at(self, *path: str | int) -> Iterator[None]:
+        """Give the place of a value to mistakes that are told within and say none."""
+        try:
+            yield
+        except UserError as error:
+            if str(error).startswith(self.where(*path)):
+                raise
+            raise self.error(path, str(error)) from error
 
     def trainings(self) -> Iterator[tuple[tuple[str | int, ...], Training]]:
         """All training blocks and their paths: the recipe's own, then those of its components."""

@@ -1,7 +1,8 @@
 """The recipe's backbones, by modality."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_file
@@ -47,23 +48,25 @@ class Encoders(nn.Module):
             present: ``[B]`` bool by modality, on the CPU.
 
         Raises:
-            UserError: pooled features are not as wide as their backbone's `dim` says.
+            UserError: a backbone returns something else than its contract says.
         """
         everywhere = self._rows_everywhere(present)
         features: dict[str, Features] = {}
         for key, backbone in self.backbones.items():
             names = key.split("+")
             if len(names) > 1:
-                features |= backbone(
+                found = backbone(
                     {name: clips[name] for name in names}, {name: present[name] for name in names}
                 )
+                _require(key, backbone, found, len(clips[names[0]]))
+                features |= found
             elif self.training and backbone.training:  # not where it is frozen
                 ranks = distributed.size() if self.together else 1
-                features[key] = _train(backbone, clips[key], present[key], everywhere[key], ranks)
+                features[key] = _train(
+                    key, backbone, clips[key], present[key], everywhere[key], ranks
+                )
             else:
-                features[key] = _measure(backbone, clips[key], present[key])
-            for name in names:
-                _check_width(key, backbone, name, features[name], len(clips[name]))
+                features[key] = _measure(key, backbone, clips[key], present[key])
         return features
 
     def _rows_everywhere(self, present: dict[str, Tensor]) -> dict[str, int]:
@@ -153,22 +156,51 @@ def save_weights(module: nn.Module, path: Path) -> None:
     write_atomically(path, lambda temporary: save_file(tensors, temporary))
 
 
-def _check_width(
-    key: str, backbone: nn.Module, modality: str, features: Features, size: int
-) -> None:
-    """Heads were built for what `dim` declares: another width would show far from here."""
-    shape, declared = tuple(features.pooled.shape), (size, backbone.dim)
-    if shape != declared:
-        raise UserError(
-            f"backbones.{key}: pooled features of {modality} are of shape {shape}, where dim of "
-            f"{type(backbone).__name__} declares {declared}: correct one of them; `mmssl "
-            "check-plugin` tries more of a backbone than this"
-        )
+def breach(backbone: nn.Module, names: Sequence[str], found: Any, size: int) -> str:
+    """What is not as a backbone's contract says, for its author; nothing where all is.
+
+    Args:
+        backbone: whose features they are.
+        names: the modalities that it was given.
+        found: what stands for features, by modality.
+        size: the number of clips.
+    """
+    who = type(backbone).__name__
+    if not isinstance(found, Mapping):
+        what = f"a {type(found).__name__}"
+        return f"forward of {who} returned {what}: return a dict of mmssl.Features by modality"
+    if not set(names) <= set(found):
+        return f"forward of {who} gave features of {sorted(found)}, and takes {sorted(names)}"
+    for name in names:
+        features = found[name]
+        if not isinstance(features, Features):
+            what = f"a {type(features).__name__}" + f" for {name}" * (len(names) > 1)
+            return f"forward of {who} returned {what}: return mmssl.Features"
+        # Heads were built for what `dim` declares: another width would show far from here.
+        shape, declared = tuple(getattr(features.pooled, "shape", ())), (size, backbone.dim)
+        if shape != declared:
+            return (
+                f"pooled features of {name} are of shape {shape}, where dim of {who} declares "
+                f"{declared}: correct one of them; `mmssl check-plugin` tries more of a backbone "
+                "than this"
+            )
+    return ""
 
 
-def _measure(backbone: nn.Module, clip: Tensor, present: Tensor) -> Features:
-    """Features of all rows, zeros where they are absent."""
+def _require(key: str, backbone: nn.Module, found: Any, size: int) -> None:
+    if told := breach(backbone, key.split("+"), found, size):
+        raise UserError(f"backbones.{key}: {told}")
+
+
+def _encode(key: str, backbone: nn.Module, clip: Tensor) -> Features:
     features: Features = backbone(clip)
+    _require(key, backbone, {key: features}, len(clip))
+    return features
+
+
+def _measure(key: str, backbone: nn.Module, clip: Tensor, present: Tensor) -> Features:
+    """Features of all rows, zeros where they are absent."""
+    features = _encode(key, backbone, clip)
     if bool(present.all()):
         return features
     mask = present.to(clip.device)
@@ -176,37 +208,37 @@ def _measure(backbone: nn.Module, clip: Tensor, present: Tensor) -> Features:
 
 
 def _train(
-    backbone: nn.Module, clip: Tensor, present: Tensor, everywhere: int, ranks: int
+    key: str, backbone: nn.Module, clip: Tensor, present: Tensor, everywhere: int, ranks: int
 ) -> Features:
     """Keep absent rows away from a network in training, whose BatchNorm would learn from zeros.
 
     All ranks take part in what normalises over all of them, or they would wait for each other.
 
     Args:
-        backbone: of one modality, in training mode.
+        key: the modality.
+        backbone: its own, in training mode.
         clip: ``[B, ...]``.
         present: ``[B]`` bool, on the CPU.
         everywhere: rows that have the modality, over all ranks that train together.
         ranks: their number.
     """
     if everywhere == len(present) * ranks:
-        features: Features = backbone(clip)
-        return features
+        return _encode(key, backbone, clip)
     if everywhere == 0:
         # Nothing to learn from: eval mode tells the features' shapes and touches no statistics.
         training = [part for part in backbone.modules() if part.training]  # not what is frozen
         backbone.eval()
-        features = _measure(backbone, clip, present)
+        features = _measure(key, backbone, clip, present)
         for part in training:
             part.training = True
         return features
     rows = present.nonzero().squeeze(1).to(clip.device)
     if len(rows) == 0:
         with uncounted():
-            some = backbone(clip[:1])
+            some = _encode(key, backbone, clip[:1])
     else:
         # BatchNorm refuses a single value per channel: a lonely row stands twice.
-        some = backbone(clip[rows] if everywhere > 1 else clip[rows.repeat(2)])
+        some = _encode(key, backbone, clip[rows if everywhere > 1 else rows.repeat(2)])
     return some.map(lambda x: _spread(x[: len(rows)], rows, len(clip)))
 
 

@@ -90,10 +90,42 @@ class _Network(nn.Module):
         with timing.step("forward"):
             features = self.encoders(clips, batch.present)
             losses = self.objective.loss(batch, features)
+            _require_losses(self.objective, losses)
             if distributed.size() > 1 and augment:
                 # Ranks meet in the backward pass of every encoder, whatever a loss made use of.
                 losses.total = losses.total + sum(0 * f.pooled.sum() for f in features.values())
+            if augment and not losses.total.requires_grad:
+                who = type(self.objective).__name__
+                raise UserError(
+                    f"objective: the total that loss of {who} returned has no gradient: do not "
+                    "detach it, and where no row counts return a 0 that depends on the features, "
+                    "such as features.pooled.sum() * 0"
+                )
             return losses
+
+
+def _require_losses(objective: Objective, losses: Any) -> None:
+    who = type(objective).__name__
+    if not isinstance(losses, Losses):
+        what = f"a {type(losses).__name__}"
+        raise UserError(
+            f"objective: loss of {who} returned {what}: return mmssl.Losses(total, parts)"
+        )
+    if not isinstance(losses.total, Tensor) or losses.total.ndim:
+        total = losses.total
+        is_tensor = isinstance(total, Tensor)
+        what = f"of shape {[*total.shape]}" if is_tensor else f"a {type(total).__name__}"
+        raise UserError(
+            f"objective: the total that loss of {who} returned is {what}: make it a scalar tensor"
+        )
+
+
+def _digest(split: Split, data: Dataset) -> str:
+    """Of a dataset, whose first samples are asked for here: a mistake says whose they are."""
+    try:
+        return data.digest()
+    except UserError as error:
+        raise UserError(f"data.{split}: {error}") from error
 
 
 class Pretraining:
@@ -141,7 +173,7 @@ class Pretraining:
         self.datasets: dict[Split, Dataset] = {"train": train}
         if validation is not None:
             self.datasets["validation"] = validation
-        self.digests = {str(split): data.digest() for split, data in self.datasets.items()}
+        self.digests = {str(split): _digest(split, data) for split, data in self.datasets.items()}
         self.plan = plan
         self.settings = settings
         self.loader = loader
