@@ -1,6 +1,7 @@
 """A tiny plugin for the tests of recipes: components that are recorded, not run."""
 
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -248,12 +249,21 @@ def _plugin() -> types.ModuleType:
         "trackers": {"tensorboard": "Board", "untyped": "untyped"},
         "launchers": {"inline": "inline", "positional": "positional"},
     }
-    module = types.ModuleType("tiny")
-    for kind, components in targets.items():
+    places = {
+        kind: {name: f"{__name__}:{attribute}" for name, attribute in components.items()}
+        for kind, components in targets.items()
+    }
+    return plugin_of("tiny", places)
 
-        def hook(register: Any, components: dict[str, str] = components) -> None:
-            for name, attribute in components.items():
-                register(name, f"{__name__}:{attribute}")
+
+def plugin_of(name: str, places: Mapping[str, Mapping[str, str]]) -> types.ModuleType:
+    """A plugin's module: by kind and name, where its components are."""
+    module = types.ModuleType(name)
+    for kind, components in places.items():
+
+        def hook(register: Any, components: Mapping[str, str] = components) -> None:
+            for component, place in components.items():
+                register(component, place)
 
         hook.__name__ = f"register_{kind}"
         setattr(module, hook.__name__, hookimpl(hook))

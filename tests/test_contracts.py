@@ -7,9 +7,10 @@ from typing import Any
 import kit_toys
 import pytest
 import torch
+from recipe_components import plugin_of
 from torch import Tensor, nn
 
-from mmssl import Backbone, Batch, Evaluation, Features, Losses, UserError, hookimpl
+from mmssl import Backbone, Batch, Evaluation, Features, Losses, UserError
 from mmssl.pipeline.plan import make_plan
 from mmssl.pipeline.run_folder import RunFolder
 from mmssl.pipeline.stages import run_stage, stage_names
@@ -188,16 +189,11 @@ TOYS: dict[str, dict[str, Any]] = {
 
 
 def _plugin() -> types.ModuleType:
-    module = types.ModuleType("toy")
-    for kind, components in TOYS.items():
-
-        def hook(register: Any, components: dict[str, Any] = components) -> None:
-            for name, target in components.items():
-                register(name, f"{target.__module__}:{target.__qualname__}")
-
-        hook.__name__ = f"register_{kind}"
-        setattr(module, hook.__name__, hookimpl(hook))
-    return module
+    places = {
+        kind: {name: f"{t.__module__}:{t.__qualname__}" for name, t in components.items()}
+        for kind, components in TOYS.items()
+    }
+    return plugin_of("toy", places)
 
 
 @pytest.fixture(scope="module")

@@ -140,18 +140,14 @@ def test_a_folder_may_be_called_as_a_variable_is(tmp_path: Path) -> None:
     assert meaning(str(file), {}) == meaning(str(there / "a.yaml"), {})
 
 
-@pytest.mark.parametrize("stem", ["true", "null", "1", "1e3", ".5", "0x1F"])
+@pytest.mark.parametrize("stem", ["true", "null", "1", "1e3", "0x1F"])
 def test_a_copy_s_name_is_text(stem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if stem.startswith("."):
-        with pytest.raises(UserError, match="its stem is to name the run"):
-            copied("quickstart", Path(f"{stem}.yaml"))
-        return
     Path(f"{stem}.yaml").write_text(copied("quickstart", Path(f"{stem}.yaml")))
     assert load(f"{stem}.yaml").name == stem
 
 
-@pytest.mark.parametrize("stem", ["-x", "a b", "é", "x" * 101])
+@pytest.mark.parametrize("stem", ["-x", ".5", "a b", "é", "x" * 101])
 def test_a_file_that_cannot_name_a_run_is_refused(stem: str) -> None:
     with pytest.raises(UserError, match="its stem is to name the run: at most 100 letters"):
         copied("quickstart", Path(f"{stem}.yaml"))
@@ -225,6 +221,7 @@ def test_a_plugin_s_bad_recipe_leaves_the_others_in_the_list(
     assert re.search(r"^quickstart +XDC on made-up videos", listed.stdout, re.M)
     (line,) = re.findall(r"^stranger/a *(.*)$", listed.stdout, re.M)
     assert line.startswith(said)
+    assert bool(line) == bool(said)
 
 
 def test_copying_imports_no_torch(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A component as a recipe names it: checked parameters, and building it from them."""
 
 import inspect
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,14 +105,15 @@ def _check_call(target: Any, registration: Registration, args: Any, kwargs: Any)
 
 def _made(target: Any, registration: Registration, args: Any, kwargs: Any) -> Any:
     """Call a component; what it makes keeps to its kind's contract."""
+    from torch import nn
+
     try:
         made = target(*args, **kwargs)
     except AttributeError as error:
         if "before Module.__init__() call" not in str(error):
             raise
         raise UserError(f"{blame(registration)}: {error}: {_INIT}") from error
-    torch = sys.modules.get("torch")
-    if torch and isinstance(made, torch.nn.Module) and "_modules" not in vars(made):
+    if isinstance(made, nn.Module) and "_modules" not in vars(made):
         raise UserError(f"{blame(registration)}: {type(made).__name__} is no module yet: {_INIT}")
     expected = contract(registration.kind)
     if expected and not isinstance(made, expected):

@@ -57,67 +57,13 @@ from mmssl.training import checkpoints, distributed
 from mmssl.training.batch_norm import synchronise
 from mmssl.training.callbacks import Callbacks, Lent
 from mmssl.training.encoders import Encoders, save_weights
-from mmssl.training.features import FeatureStream, autocast, prepare
+from mmssl.training.features import FeatureStream, autocast
 from mmssl.training.interruption import Interrupted, stop_requests
 from mmssl.training.log import Log
+from mmssl.training.network import Network
 from mmssl.training.progress import Advance, Progress
 from mmssl.training.rounds import TrainingRound
 from mmssl.training.settings import RoundPlan, Settings, State, grouped, saturated
-
-
-class _Network(nn.Module):
-    """From a batch on the device to its losses: what several ranks compute in parallel."""
-
-    def __init__(
-        self,
-        encoders: Encoders,
-        objective: Objective,
-        modalities: Mapping[str, Modality],
-        channels_last: bool,
-    ) -> None:
-        super().__init__()
-        self.encoders = encoders
-        self.objective = objective
-        self._modalities = modalities
-        self._channels_last = channels_last
-
-    def forward(self, batch: Batch, augment: bool) -> Losses:
-        with timing.step("prepare"):
-            seeds = batch.seeds if augment else None
-            clips = prepare(batch.clips, self._modalities, seeds, self._channels_last)
-            if augment:
-                batch, clips = self.objective.augment(batch, clips)
-        with timing.step("forward"):
-            features = self.encoders(clips, batch.present)
-            losses = self.objective.loss(batch, features)
-            _require_losses(self.objective, losses)
-            if distributed.size() > 1 and augment:
-                # Ranks meet in the backward pass of every encoder, whatever a loss made use of.
-                losses.total = losses.total + sum(0 * f.pooled.sum() for f in features.values())
-            if augment and not losses.total.requires_grad:
-                who = type(self.objective).__name__
-                raise UserError(
-                    f"objective: the total that loss of {who} returned has no gradient: do not "
-                    "detach it, and where no row counts return a 0 that depends on the features, "
-                    "such as features.pooled.sum() * 0"
-                )
-            return losses
-
-
-def _require_losses(objective: Objective, losses: Any) -> None:
-    who = type(objective).__name__
-    if not isinstance(losses, Losses):
-        what = f"a {type(losses).__name__}"
-        raise UserError(
-            f"objective: loss of {who} returned {what}: return mmssl.Losses(total, parts)"
-        )
-    if not isinstance(losses.total, Tensor) or losses.total.ndim:
-        total = losses.total
-        is_tensor = isinstance(total, Tensor)
-        what = f"of shape {[*total.shape]}" if is_tensor else f"a {type(total).__name__}"
-        raise UserError(
-            f"objective: the total that loss of {who} returned is {what}: make it a scalar tensor"
-        )
 
 
 def _digest(split: Split, data: Dataset) -> str:
@@ -188,7 +134,7 @@ class Pretraining:
         for part in (*self.encoders.modules(), *self.objective.modules()):  # also nested ones
             if isinstance(part, Encoders):
                 part.together = settings.sync_batch_norm
-        self._network = _Network(self.encoders, self.objective, modalities, settings.channels_last)
+        self._network = Network(self.encoders, self.objective, modalities, settings.channels_last)
         self._parallel: nn.Module = self._network
         self._part = Part(distributed.rank(), distributed.size(), settings.accumulate)
         self.skipped = Skipped(
