@@ -5,11 +5,11 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmssl import UserError
-from mmssl.recipe.yaml12 import Node, Place, dump, parse, scalar
+from mmssl.recipe.yaml12 import Node, Place, dump, parse, quoted, scalar
 
 FILE = Place("my.yaml", 1)
 
@@ -129,6 +129,14 @@ def test_what_is_dumped_reads_back_the_same(value: object) -> None:
     text = dump({"a": value})
     assert read(text) == {"a": value}
     assert repr(read(text)) == repr({"a": value})  # and 1 is not 1.0, nor true
+
+
+@given(st.text(max_size=300))
+@example("a b " * 60)  # longer than a line that PyYAML would fold
+def test_what_is_quoted_is_one_line_and_reads_back_the_same(text: str) -> None:
+    written = quoted(text)
+    assert len(written.splitlines()) == 1
+    assert read(f"a:\n    b: {written}  # a comment\n") == {"a": {"b": text}}
 
 
 def test_dump_writes_a_line_an_entry_in_their_order() -> None:
