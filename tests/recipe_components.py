@@ -14,6 +14,7 @@ from mmssl import (
     Dataset,
     Evaluation,
     Evaluator,
+    Losses,
     Modality,
     Objective,
     Sample,
@@ -117,11 +118,17 @@ class Net(Backbone):
         super().__init__()
         self.width = width
 
+    def forward(self, clip: Any) -> Any:
+        raise NotImplementedError
+
 
 class Trunk(Backbone):
     """A network for anything."""
 
     modalities = "any"
+
+    def forward(self, clip: Any) -> Any:
+        raise NotImplementedError
 
 
 class Joint(Backbone):
@@ -129,6 +136,9 @@ class Joint(Backbone):
 
     modalities = "any"
     joint = True
+
+    def forward(self, clip: Any) -> Any:
+        raise NotImplementedError
 
 
 def some_net() -> Backbone:
@@ -161,12 +171,18 @@ class Cluster(Objective):
         super().__init__()
         self.clusters, self.copy = clusters, copy
 
+    def loss(self, batch: Any, features: Any) -> Losses:
+        raise NotImplementedError
+
 
 class Contrast(Objective):
     """Contrasts."""
 
     def __init__(self, *, temperature: float = 0.1) -> None:
         super().__init__()
+
+    def loss(self, batch: Any, features: Any) -> Losses:
+        raise NotImplementedError
 
 
 class Probe(Evaluator):

@@ -10,7 +10,7 @@ import torch
 from recipe_components import plugin_of
 from torch import Tensor, nn
 
-from mmssl import Backbone, Batch, Evaluation, Features, Losses, UserError
+from mmssl import Backbone, Batch, Dataset, Evaluation, Features, Losses, Objective, UserError
 from mmssl.pipeline.plan import make_plan
 from mmssl.pipeline.run_folder import RunFolder
 from mmssl.pipeline.stages import run_stage, stage_names
@@ -71,6 +71,9 @@ class Wide(kit_toys.Net):
 class Dimless(Backbone):
     modalities = "any"
 
+    def forward(self, clip: Tensor) -> Features:
+        return Features(clip)
+
 
 class Served(kit_toys.Net):
     modalities = None  # type: ignore[assignment]
@@ -97,6 +100,20 @@ class Early(Backbone):
 
     def __init__(self) -> None:
         self.layer = nn.Linear(8, 6)
+
+
+class Formless(Backbone):
+    modalities = "any"
+    dim = 6
+
+
+class Aimless(Objective):
+    """Has no loss."""
+
+
+def sized(size: int) -> Dataset:
+    """Whose author forgot the ``*``."""
+    return kit_toys.Rows(size=size)
 
 
 class Hollow(kit_toys.Agree):
@@ -150,6 +167,18 @@ class Ragged(kit_toys.Rows):
         raise UserError("list.csv:3: has no id")
 
 
+class Late(kit_toys.Rows):
+    """One of whose rows is looked at in training only, as those of a large list."""
+
+    def digest(self) -> str:
+        return "late"
+
+    def name(self, index: int) -> str:
+        if index == 11:
+            raise UserError("list.csv:13: has no id")
+        return super().name(index)
+
+
 TOYS: dict[str, dict[str, Any]] = {
     "modalities": {
         "vector": kit_toys.Vector,
@@ -169,12 +198,21 @@ TOYS: dict[str, dict[str, Any]] = {
         "single": Single,
         "tensors": Tensors,
         "early": Early,
+        "formless": Formless,
         "plain": plain,
         "swapped": kit_toys.Agree,
     },
-    "datasets": {"rows": kit_toys.Rows, "absent": Absent, "nameless": Nameless, "ragged": Ragged},
+    "datasets": {
+        "rows": kit_toys.Rows,
+        "absent": Absent,
+        "nameless": Nameless,
+        "ragged": Ragged,
+        "late": Late,
+        "sized": sized,
+    },
     "objectives": {
         "agree": kit_toys.Agree,
+        "aimless": Aimless,
         "hollow": Hollow,
         "number": Number,
         "detached": Detached,
@@ -233,6 +271,12 @@ PLANNED = [
      "Linear: return mmssl.Backbone"),
     ("e: agree", "e: hollow", "my.yaml:10: objective: objective 'hollow' of plugin 'toy': Hollow "
      "is no module yet: call super().__init__() first in its __init__"),
+    ("{a: net", "{a: formless", "my.yaml:5: backbones.a: backbone 'formless' of plugin 'toy': "
+     "Formless does not define forward"),
+    ("e: agree", "e: aimless", "my.yaml:10: objective: Aimless does not define loss"),
+    ("{use: rows, size: 24}", "{use: sized, size: 24}", "my.yaml:8: data.train.size: dataset "
+     "'sized' of plugin 'toy' takes 'size', but not from recipes: they set what is keyword-only "
+     "(after '*' in the signature)"),
     ("e: agree", "e: swapped", "my.yaml:10: objective: objective 'swapped' of plugin 'toy': "
      "the class Net must subclass mmssl.Objective"),
     ("e: agree", "e: {use: swapped, rounds: 2}", "my.yaml:10: objective.use: objective 'swapped' "
@@ -312,6 +356,34 @@ def test_what_keeps_its_contracts_runs(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text(RECIPE.replace("{a: net, b: net}", backbones))
     _run(registry, dry=False)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("before", "after", "place"),
+    [
+        ("train: {use: rows, size: 24}", "train: {use: late, size: 24}", "8: data.train"),
+        ("validation: rows", "validation: late", "9: data.validation"),
+        ("data: rows", "data: late", "18: evaluations.measure"),
+    ],
+    ids=["train", "validation", "evaluation"],
+)
+def test_a_row_that_is_wrong_is_told_from_a_loader_process_too(
+    workers: int,
+    before: str,
+    after: str,
+    place: str,
+    registry: Registry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert RECIPE.count(before) == 1
+    text = RECIPE.replace(before, after).replace("workers: 0", f"workers: {workers}")
+    (tmp_path / "my.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        _run(registry, dry=False)
+    assert str(caught.value) == f"my.yaml:{place}: list.csv:13: has no id"
 
 
 def test_an_evaluation_that_broke_its_contract_goes_on_from_what_was_trained(

@@ -146,6 +146,7 @@ class ClipReader:
         seed: the recipe's seed.
         sampler: which row stands at a position, for training; None to read rows in order.
         views: with ``sampler=None``, of each row: item ``row * len(views) + view``.
+        where: what messages call the dataset, such as ``data.train``.
 
     Raises:
         UserError: what some samples are read by does not go into one batch with the others.
@@ -159,12 +160,14 @@ class ClipReader:
         seed: int,
         sampler: Sampler | None = None,
         views: Views = CENTRAL,
+        where: str = "",
     ) -> None:
         self.dataset = dataset
         self.modalities = dict(modalities)
         self.seed = seed
         self.sampler = sampler
         self.views = views
+        self.where = where
         #: Seconds that reading one sample may take; the loader sets it.
         self.time_limit = math.inf
         #: Rows whose reading ended a process, and how; the loader finds out.
@@ -177,6 +180,17 @@ class ClipReader:
             if self.sampler is None:
                 return self._at_row(item)
             return self._at_position(item, self.sampler)
+
+    def __getitems__(self, items: Sequence[int]) -> list[tuple[Clip, list[Unreadable]]] | UserError:
+        """All of a batch, as torch's loader asks for them.
+
+        A mistake is returned: one that is raised in a loader process would reach the main one with
+        a traceback in its message.
+        """
+        try:
+            return [self[item] for item in items]
+        except UserError as error:
+            return UserError(f"{self.where}: {error}" if self.where else str(error))
 
     def _at_position(self, position: int, sampler: Sampler) -> tuple[Clip, list[Unreadable]]:
         failures: list[Unreadable] = []
@@ -313,6 +327,13 @@ def collate(items: Sequence[tuple[Clip, list[Unreadable]]], split: Split) -> Loa
     )
 
 
+def _answer(
+    items: Sequence[tuple[Clip, list[Unreadable]]] | UserError, split: Split
+) -> Loaded | UserError:
+    """What a loader process makes of a batch."""
+    return items if isinstance(items, UserError) else collate(items, split)
+
+
 @dataclass(frozen=True)
 class Part:
     """What one rank reads of each batch.
@@ -363,7 +384,7 @@ def _load(
         arriving = crew.work(
             reader,
             _Rest(batches, arrived),
-            partial(collate, split=split),
+            partial(_answer, split=split),
             prefetch=settings.prefetch,
             pin=settings.pin,
             timed=settings.timed,
@@ -371,10 +392,13 @@ def _load(
         try:
             with closing(arriving):
                 for loaded in arriving:
+                    if isinstance(loaded, UserError):
+                        raise loaded
                     if loaded.exhausted:
                         last = loaded.unreadable[-1]
+                        where = f"{reader.where}: " if reader.where else ""
                         raise UserError(
-                            f"{_ATTEMPTS} samples in a row could not be read; the last was "
+                            f"{where}{_ATTEMPTS} samples in a row could not be read; the last was "
                             f"{last.id}: {last.reason}"
                         )
                     arrived, deaths = arrived + 1, 0

@@ -93,7 +93,13 @@ def build_objective(recipe: Recipe, encoders: Encoders, train: Dataset) -> Objec
 
 
 def build_heads(objective: Objective, encoders: Encoders, train: Dataset, seed: int) -> None:
-    """Let an objective make its modules: a function of the seed."""
+    """Let an objective make its modules: a function of the seed.
+
+    Raises:
+        UserError: it is to train, and has no loss.
+    """
+    if objective.rounds and type(objective).loss is Objective.loss:
+        raise UserError(f"objective: {type(objective).__name__} does not define loss")
     objective.class_names, objective.multilabel = tuple(train.classes), train.multilabel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "objective"))

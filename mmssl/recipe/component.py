@@ -119,6 +119,8 @@ def _made(target: Any, registration: Registration, args: Any, kwargs: Any) -> An
     if expected and not isinstance(made, expected):
         what = f"a {type(made).__name__}: return mmssl.{expected.__name__}"
         raise UserError(f"{blame(registration)} returned {what}")
+    if registration.kind == "backbones" and type(made).forward is nn.Module.forward:
+        raise UserError(f"{blame(registration)}: {type(made).__name__} does not define forward")
     return made
 
 

@@ -24,7 +24,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from mmssl.errors import UserError
 from mmssl.recipe.component import ComponentSpec, blame, check_class
-from mmssl.recipe.typed import Expects, Typed, failure, phrase, shown, validate
+from mmssl.recipe.typed import Expects, Typed, failure, keys, phrase, shown, validate
 from mmssl.registry import SINGULAR, Registry
 
 #: The contract of each kind that a parameter may nest.
@@ -140,6 +140,12 @@ def _signatures(target: Callable[..., Any]) -> Iterator[tuple[Any, inspect.Signa
         function: Any = base.__dict__["__init__"]
         signature = inspect.signature(function)
         yield function, signature
+
+
+def _positional(target: Callable[..., Any]) -> set[str]:
+    """The parameters before the ``*``."""
+    found = inspect.signature(target).parameters.values()
+    return {p.name for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)}
 
 
 def _hints(function: Any, names: list[str]) -> dict[str, Any]:
@@ -310,6 +316,12 @@ class Kind:
         except UserError as error:
             raise _error(f"{blame(registration)}: {error}", "use") from None
         given = {key: item for key, item in value.items() if key != "use"}
+        if fixed := sorted(given.keys() & _positional(target) - set(keys(model))):
+            raise _error(
+                f"{blame(registration)} takes {fixed[0]!r}, but not from recipes: they set what is "
+                "keyword-only (after '*' in the signature)",
+                fixed[0],
+            )
         return ComponentSpec(self.kind, use, registration, validate(model, given, info.context))
 
 

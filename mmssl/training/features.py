@@ -1,7 +1,7 @@
 """Features of a dataset, streamed: what clustering and evaluators read."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -97,6 +97,7 @@ class FeatureStream:
         seed: the recipe's.
         unreadable: called for each row that cannot be read.
         lacking: is shown every batch, to tell of modalities that are not there.
+        where: what messages call the dataset of a split.
     """
 
     encoders: Encoders
@@ -109,6 +110,7 @@ class FeatureStream:
     unreadable: Callable[[Split, Unreadable], None]
     channels_last: bool = False
     lacking: Callable[[Loaded], None] | None = None
+    where: Mapping[Split, str] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -128,7 +130,8 @@ class FeatureStream:
             views: of each row.
             read: what of the features is wanted, by name.
         """
-        reader = ClipReader(dataset, self.modalities, seed=self.seed, views=views)
+        where = self.where.get(split, "")
+        reader = ClipReader(dataset, self.modalities, seed=self.seed, views=views, where=where)
         loaded = ordered_batches(
             reader, rows, batch_size=self.batch_size, split=split, settings=self.settings
         )

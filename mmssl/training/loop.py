@@ -66,12 +66,12 @@ from mmssl.training.rounds import TrainingRound
 from mmssl.training.settings import RoundPlan, Settings, State, grouped, saturated
 
 
-def _digest(split: Split, data: Dataset) -> str:
+def _digest(where: str, data: Dataset) -> str:
     """Of a dataset, whose first samples are asked for here: a mistake says whose they are."""
     try:
         return data.digest()
     except UserError as error:
-        raise UserError(f"data.{split}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
 
 
 class Pretraining:
@@ -119,7 +119,11 @@ class Pretraining:
         self.datasets: dict[Split, Dataset] = {"train": train}
         if validation is not None:
             self.datasets["validation"] = validation
-        self.digests = {str(split): _digest(split, data) for split, data in self.datasets.items()}
+        #: What messages call them: where a recipe names them.
+        self._where: dict[Split, str] = {split: f"data.{split}" for split in self.datasets}
+        self.digests = {
+            str(split): _digest(self._where[split], data) for split, data in self.datasets.items()
+        }
         self.plan = plan
         self.settings = settings
         self.loader = loader
@@ -155,6 +159,7 @@ class Pretraining:
             unreadable=self.skipped,
             lacking=self._lacking,
             channels_last=settings.channels_last,
+            where=self._where,
         )
 
     def run(self) -> None:
@@ -333,7 +338,9 @@ class Pretraining:
         train, seed = self.datasets["train"], self.settings.seed
         sampler = Sampler(len(train), derive_seed(seed, "sampling"), balanced_over, train.storage())
         return training_batches(
-            ClipReader(train, self.modalities, seed=seed, sampler=sampler),
+            ClipReader(
+                train, self.modalities, seed=seed, sampler=sampler, where=self._where["train"]
+            ),
             start=self.state.position,
             batch_size=self.settings.batch_size,
             count=count,
@@ -451,7 +458,8 @@ class Pretraining:
         """The losses on the validation clips, averaged over the samples that each is a mean of."""
         dataset = self.datasets["validation"]
         self._agree_on_statistics()
-        reader = ClipReader(dataset, self.modalities, seed=self.settings.seed)
+        where = self._where["validation"]
+        reader = ClipReader(dataset, self.modalities, seed=self.settings.seed, where=where)
         self.encoders.eval()
         self.objective.eval()
         sums: dict[str, Tensor] = {}
