@@ -10,7 +10,17 @@ import torch
 from recipe_components import plugin_of
 from torch import Tensor, nn
 
-from mmssl import Backbone, Batch, Dataset, Evaluation, Features, Losses, Objective, UserError
+from mmssl import (
+    Backbone,
+    Batch,
+    Dataset,
+    Evaluation,
+    Features,
+    Losses,
+    Objective,
+    Sample,
+    UserError,
+)
 from mmssl.pipeline.plan import make_plan
 from mmssl.pipeline.run_folder import RunFolder
 from mmssl.pipeline.stages import run_stage, stage_names
@@ -167,6 +177,13 @@ class Ragged(kit_toys.Rows):
         raise UserError("list.csv:3: has no id")
 
 
+class Empty(kit_toys.Rows):
+    """Nothing is known of its samples."""
+
+    def sample(self, index: int) -> Sample:
+        return Sample(self.name(index), None)
+
+
 class Late(kit_toys.Rows):
     """One of whose rows is looked at in training only, as those of a large list."""
 
@@ -208,6 +225,7 @@ TOYS: dict[str, dict[str, Any]] = {
         "nameless": Nameless,
         "ragged": Ragged,
         "late": Late,
+        "empty": Empty,
         "sized": sized,
     },
     "objectives": {
@@ -384,6 +402,19 @@ def test_a_row_that_is_wrong_is_told_from_a_loader_process_too(
     with pytest.raises(UserError) as caught:
         _run(registry, dry=False)
     assert str(caught.value) == f"my.yaml:{place}: list.csv:13: has no id"
+
+
+def test_data_of_which_nothing_can_be_read_are_named(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text(RECIPE.replace("{use: rows, size: 24}", "empty"))
+    told = (
+        r"my\.yaml:8: data\.train: 20 samples in a row could not be read; the last was row\d+: has "
+        r"none of the modalities a, b"
+    )
+    with pytest.raises(UserError, match=f"^{told}$"):
+        _run(registry, dry=False)
 
 
 def test_an_evaluation_that_broke_its_contract_goes_on_from_what_was_trained(
