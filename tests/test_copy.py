@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_runs import mmssl
+from small_runs import environment, mmssl
 
 from mmssl import UserError
 from mmssl.recipe import load, shipped_recipes
@@ -171,7 +171,8 @@ def test_every_recipe_but_the_parts_says_what_it_is() -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    listed = mmssl("copy", cwd=tmp_path)
+    # What reads a terminal, as Python's readline does, may have told its width to all that follows.
+    listed = mmssl("copy", cwd=tmp_path, env=environment(tmp_path, COLUMNS="100"))
     assert listed.returncode == 0
     assert re.search(r"^quickstart +XDC on made-up videos, in a few minutes", listed.stdout, re.M)
     assert "_pretrain" not in listed.stdout
