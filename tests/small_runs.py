@@ -63,7 +63,7 @@ def mmssl(
         env=environment(cwd) if env is None else env,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 

@@ -44,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(place: Path, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
     env = {**environment(place), **with_path(place)} | {"MMSSL_CACHE": str(place / "cache")}
     return subprocess.run(
-        [MMSSL, *words], cwd=place, env=env, capture_output=True, text=True, timeout=300, **more
+        [MMSSL, *words], cwd=place, env=env, capture_output=True, text=True, timeout=600, **more
     )
 
 

@@ -5,7 +5,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from plugin_env import author_environment
 
 TUTORIAL = Path(__file__).parents[1] / "docs/tutorials/write_a_modality.md"
@@ -42,7 +41,6 @@ def test_output_is_compared() -> None:
         assert not as_shown(printed, shown)
 
 
-@pytest.mark.timeout(300)
 def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     environment = author_environment(tmp_path)
     folder = tmp_path / "mmssl-depth"

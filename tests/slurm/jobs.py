@@ -152,7 +152,7 @@ class Run:
     def release(self) -> None:
         (self.folder / "brake").unlink()
 
-    def wait(self, seen: Callable[[], bool], what: str, seconds: float = 90) -> None:
+    def wait(self, seen: Callable[[], bool], what: str, seconds: float = 240) -> None:
         """Watch the disk or the cluster until something is seen there."""
         deadline = time.monotonic() + seconds
         while not seen():
@@ -164,7 +164,7 @@ class Run:
     def wait_for_step(self, number: int) -> None:
         self.wait(lambda: steps(self.folder) >= number, f"at step {number}")
 
-    def wait_for(self, state: str, *stages: str, seconds: float = 90) -> None:
+    def wait_for(self, state: str, *stages: str, seconds: float = 240) -> None:
         """Until the jobs of stages, by default pretraining's, are in a state."""
         for stage in stages or ("pretrain",):
             self.wait(lambda: self.state(stage) == state, f"{stage} {state}", seconds)  # noqa: B023
