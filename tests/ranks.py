@@ -1,6 +1,5 @@
 """Functions called on several ranks, each a process of its own, joined by gloo."""
 
-import multiprocessing
 import os
 import pickle
 import socket
@@ -13,15 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forked import SERVER, forget
 
 from mmssl.training import distributed
-
-# A server that has imported what ranks need, and from which they fork: without it each of them
-# would import torch, and a fork of the test's own process would inherit its threads' locks.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["torch", "faiss", "mmssl.training.loop", "mmssl_clustering.relabel"]
-)
 
 
 class RankFailed(AssertionError):
@@ -54,7 +47,7 @@ def on_ranks(
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         processes = [
-            _CONTEXT.Process(target=_run, args=(Path(folder), rank, size, port, function, args))
+            SERVER.Process(target=_run, args=(Path(folder), rank, size, port, function, args))
             for rank in range(size)
         ]
         for process in processes:
@@ -80,6 +73,7 @@ def on_ranks(
 def _run(
     folder: Path, rank: int, size: int, port: int, function: Callable[..., Any], args: Any
 ) -> None:
+    forget()
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank),

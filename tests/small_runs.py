@@ -4,18 +4,17 @@ import json
 import os
 import signal
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from forked import MMSSL, CommandLine
 
 from mmssl.training.log import read_log
 from mmssl_media.synthetic_clips import CLASSES, Format, draw_frames, draw_sound, label_of, write
-
-MMSSL = str(Path(sys.executable).with_name("mmssl"))
 
 # Networks and clips as small as they come; 4 steps an epoch.
 RECIPE = """\
@@ -57,14 +56,17 @@ def mmssl(
     *arguments: str, cwd: Path, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
-    return subprocess.run(
-        [MMSSL, *arguments],
-        cwd=cwd,
-        env=environment(cwd) if env is None else env,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "stdout"), Path(folder, "stderr")
+        env = environment(cwd) if env is None else env
+        started = CommandLine(*arguments, cwd=cwd, env=env, out=out, err=err)
+        try:
+            code = started.wait(600)
+        finally:
+            started.send_signal(signal.SIGKILL)
+        return subprocess.CompletedProcess(
+            [MMSSL, *arguments], code, out.read_text(), err.read_text()
+        )
 
 
 def make_videos(folder: Path, count: int, side: int = 32) -> list[tuple[str, int]]:
@@ -97,16 +99,14 @@ class Started:
 
     def __init__(self, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> None:
         self.out, self.err = cwd / "stdout.txt", cwd / "stderr.txt"
-        with open(self.out, "wb") as out, open(self.err, "wb") as err:
-            self.process = subprocess.Popen(
-                [MMSSL, *arguments],
-                cwd=cwd,
-                env=environment(cwd) if env is None else env,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
+        self.process = CommandLine(
+            *arguments,
+            cwd=cwd,
+            env=environment(cwd) if env is None else env,
+            out=self.out,
+            err=self.err,
+            session=True,
+        )
 
     def wait_until(self, seen: Callable[[], bool], seconds: float = 120) -> None:
         """Watch the disk until something is seen there."""

@@ -1,19 +1,16 @@
 """docs/callbacks.md: its plugin, as it stands there, run, killed and resumed."""
 
 import json
-import os
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from small_runs import MMSSL, RECIPE, environment, outcome, steps
+from small_runs import RECIPE, Started, environment, mmssl, outcome, steps
 from strangers import install_package, with_path
 
 from mmssl.training.log import read_log
@@ -41,19 +38,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(place: Path, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    env = {**environment(place), **with_path(place)} | {"MMSSL_CACHE": str(place / "cache")}
-    return subprocess.run(
-        [MMSSL, *words], cwd=place, env=env, capture_output=True, text=True, timeout=600, **more
-    )
+def variables(place: Path) -> dict[str, str]:
+    return environment(place, PYTHONPATH=with_path(place)["PYTHONPATH"])
 
 
-def start(place: Path, name: str) -> "subprocess.Popen[bytes]":
-    env = {**environment(place), **with_path(place)} | {"MMSSL_CACHE": str(place / "cache")}
-    words = [MMSSL, "run", "recipe.yaml", f"name={name}"]
-    return subprocess.Popen(
-        words, cwd=place, env=env, stdout=subprocess.DEVNULL, start_new_session=True
-    )
+def command(place: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    return mmssl(*words, cwd=place, env=variables(place))
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +95,16 @@ def test_another_list_of_callbacks_is_another_run(undisturbed: Path, place: Path
 
 def test_killed_and_resumed(undisturbed: Path, place: Path) -> None:
     run = place / "runs" / "killed"
+
+    def begin(moment: int) -> Started:
+        started = Started("run", "recipe.yaml", "name=killed", cwd=place, env=variables(place))
+        started.wait_until(lambda: steps(run) >= moment)
+        return started
+
     for moment, how, code in ((2, signal.SIGKILL, -signal.SIGKILL), (5, signal.SIGINT, 130)):
-        process = start(place, "killed")
-        while steps(run) < moment and process.poll() is None:
-            time.sleep(0.002)
-        os.killpg(process.pid, how)  # the launcher, and the process that it started
-        assert process.wait(60) == code
+        started = begin(moment)
+        started.signal_all(how)  # the launcher, and the process that it started
+        assert started.wait(60) == code
     saved = max(int(path.stem[5:]) for path in run.glob("checkpoints/step-*.pt"))
     assert saved == steps(run), "what was asked to stop has saved its state"
     done = command(place, "run", "recipe.yaml", "name=killed")
