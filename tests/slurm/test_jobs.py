@@ -185,10 +185,11 @@ def test_jobs_that_are_signalled_or_preempted_go_on_at_that_step(
 def test_jobs_that_reach_their_time_limit_go_on_at_that_step(
     site: Site, undisturbed: dict[str, Any]
 ) -> None:
-    """SLURM looks at limits every half minute: the signal comes after 20 to 50 s of a minute."""
+    """SLURM looks at limits every half minute: of two minutes, after 80 to 110 s."""
     run = site.run("limited")
-    run.brake(1, seconds=4)
-    site.submit("limited", PRETRAIN_ONLY, "launch.timeout=1", "launch.signal_delay=10")
+    run.brake(1, seconds=8)
+    site.submit("limited", PRETRAIN_ONLY, "launch.timeout=2", "launch.signal_delay=10")
+    run.wait_for_step(1)  # until it begins, it is pending, too
     written = saved_at_its_last_step(run, "PENDING")
     run.release()
     run.wait_for("COMPLETED")
