@@ -41,9 +41,8 @@ MMSSL = str(Path(sys.executable).with_name("mmssl"))
 class CommandLine:
     """``mmssl`` with ``arguments``, at work in a process of its own.
 
-    What a new process would do otherwise: it reads neither ``PYTHONPATH`` nor variables of
-    libraries before its first import. Here the folders of ``PYTHONPATH`` are put where they would
-    stand; the rest is for tests that start ``MMSSL`` itself.
+    Variables that Python and libraries read as they start come too late here, but for the folders
+    of ``PYTHONPATH``; tests of such start ``MMSSL`` itself.
 
     Args:
         arguments: of ``mmssl``.
@@ -51,7 +50,7 @@ class CommandLine:
         env: all its variables.
         out: the file for what it prints.
         err: that for its errors.
-        session: is it one of its own, as a terminal or SLURM starts it?
+        session: is it to lead a session of its own, as a terminal or SLURM starts it?
     """
 
     def __init__(
@@ -96,8 +95,8 @@ class CommandLine:
         self.send_signal(signal.SIGTERM)
 
 
-def forget() -> None:
-    """In a process of the server: its own processes start as everybody's do, not like itself."""
+def leave_server() -> None:
+    """In a process of the server: what it starts itself does not fork from the server, too."""
     multiprocessing.set_start_method(None, force=True)
 
 
@@ -110,7 +109,7 @@ def _run(
     session: bool,
     begun: "multiprocessing.connection.Connection",
 ) -> None:
-    forget()
+    leave_server()
     if session:
         os.setsid()
     os.chdir(cwd)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from forked import SERVER, forget
+from forked import SERVER, leave_server
 
 from mmssl.training import distributed
 
@@ -73,7 +73,7 @@ def on_ranks(
 def _run(
     folder: Path, rank: int, size: int, port: int, function: Callable[..., Any], args: Any
 ) -> None:
-    forget()
+    leave_server()
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank),
